@@ -1,0 +1,238 @@
+//! The vocabulary of apply: what Raft replicates, what apply answers, and what it asks the outside to do.
+//!
+//! A change keeps its meaning for ever, since logs are replayed: add a variant, never redefine one.
+
+use bytes::Bytes;
+
+use crate::device::{Authentication, Channel, Device, Status, Subscriptions};
+use crate::document::Object;
+use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use crate::twin::Twin;
+
+/// One log entry of a shard: the changes that the proposer gathered, with the time that the leader stamped.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    pub at: LogTime,
+    pub changes: Vec<Change>,
+}
+
+/// What Raft replicates in a shard.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    Device(DeviceId, DeviceChange),
+    Stream(StreamChange),
+}
+
+/// A change of one device.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DeviceChange {
+    /// Register it, with an initial twin.
+    Create {
+        generation: GenerationId,
+        spec: DeviceSpec,
+    },
+    /// Replace what a back end may set of an identity. Absent fields stay. New keys or `Disabled` end the live
+    /// connection (the epoch rises).
+    Update {
+        if_match: Condition,
+        status: Option<Status>,
+        status_reason: Option<Option<String>>,
+        authentication: Option<Authentication>,
+    },
+    /// Remove it with its twin. Its messages stay in the stream until retention takes them.
+    Delete {
+        if_match: Condition,
+    },
+    /// Raise the epoch and make this the live connection. `credentials` is the etag of the identity that the
+    /// credential was checked against: if the identity has changed since, the connect is refused.
+    Connect {
+        credentials: Etag,
+        clean_session: bool,
+    },
+    Subscribe {
+        epoch: SessionEpoch,
+        subscriptions: Subscriptions,
+    },
+    Unsubscribe {
+        epoch: SessionEpoch,
+        channels: Vec<Channel>,
+    },
+    /// The connection of `epoch` has ended. `will` is appended to the stream if it was the live one.
+    Disconnect {
+        epoch: SessionEpoch,
+        will: Option<Message>,
+    },
+    /// Append to the shard's stream, all or none.
+    Telemetry {
+        sender: Sender,
+        messages: Vec<Message>,
+    },
+    /// The device reports its state. `expected` is a condition on the reported version.
+    PatchReported {
+        sender: Sender,
+        expected: Option<Version>,
+        patch: Object,
+    },
+    /// A back end changes tags and desired properties: merge what is given, or replace both sections.
+    UpdateTwin {
+        if_match: Condition,
+        expected_desired: Option<Version>,
+        mode: TwinUpdate,
+        tags: Option<Object>,
+        desired: Option<Object>,
+    },
+}
+
+/// How a back end's twin update treats what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TwinUpdate {
+    /// RFC 7396, member by member; `null` deletes.
+    Merge,
+    /// Sections that are given are replaced whole; sections that are not given become empty.
+    Replace,
+}
+
+/// A condition on an `ETag` (RFC 9110, `If-Match`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    Any,
+    Match(Etag),
+}
+
+/// Who a device's change comes from, checked again at apply so that no revoked right outlives its revocation (I-28).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// A connection: refused unless it is the live one.
+    Session(SessionEpoch),
+    /// A single request with a credential checked against the identity of this etag: refused if it has changed.
+    Request(Etag),
+}
+
+/// What a new device is made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceSpec {
+    pub status: Status,
+    pub status_reason: Option<String>,
+    pub authentication: Authentication,
+    pub tags: Object,
+    pub desired: Object,
+}
+
+/// A device's message as it will be stored: an encoded `drover.record.v1.Message`, opaque to the rules. The edge that
+/// received it encodes it once, and every later layer copies bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message(pub Bytes);
+
+/// A change of a shard's stream that belongs to no device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamChange {
+    /// A consumer group has processed everything before `next`. A cursor never goes back (I-9).
+    CommitCursor {
+        group: String,
+        next: Offset,
+    },
+    /// Move the cursor of a group wherever an operator wants it.
+    SeekCursor {
+        group: String,
+        next: Offset,
+    },
+    DeleteCursor {
+        group: String,
+    },
+    /// Drop the prefix before `before`. The leader works it out from the configured age and size.
+    Retain {
+        before: Offset,
+    },
+}
+
+/// What apply answers to one change.
+pub type Outcome = Result<Done, Refusal>;
+
+/// What an accepted change did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Done {
+    /// The identity as it is now.
+    Device(Box<Device>),
+    Deleted,
+    Connected {
+        epoch: SessionEpoch,
+        session_present: bool,
+        subscriptions: Subscriptions,
+    },
+    /// The subscriptions as they are now.
+    Subscribed(Subscriptions),
+    Disconnected,
+    /// The messages have the offsets from `first` on.
+    Appended {
+        first: Offset,
+        count: u64,
+    },
+    Reported {
+        version: Version,
+    },
+    /// The twin as it is now.
+    Twin(Box<Twin>),
+    Cursor {
+        next: Offset,
+    },
+    Retained {
+        first: Offset,
+    },
+}
+
+/// Why apply refused a change. Deterministic: every replica refuses alike, and nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("there is no device {device}: create it first")]
+    DeviceNotFound { device: DeviceId },
+    #[error("a device with the id {device} is registered already: choose another id or update it")]
+    DeviceAlreadyExists { device: DeviceId },
+    #[error("device {device} is disabled: enable it first")]
+    DeviceDisabled { device: DeviceId },
+    #[error(
+        "the etag does not match, the current one is {current}: read again and repeat the change on what you read"
+    )]
+    EtagMismatch { current: Etag },
+    #[error(
+        "the version does not match, the current one is {current}: read again and repeat the change on what you read"
+    )]
+    VersionMismatch { current: Version },
+    #[error(
+        "the connection with epoch {given} was replaced, the live one is {current}: connect again"
+    )]
+    StaleSession { given: SessionEpoch, current: SessionEpoch },
+    #[error("the identity has changed since the credential was checked: authenticate again")]
+    CredentialsChanged,
+    #[error("{path}: {problem}")]
+    InvalidTwin { path: String, problem: String },
+    #[error("the cursor of group {group} is at {current} already: a commit cannot move it back")]
+    CursorBehind { group: String, current: Offset },
+    #[error("offset {given} is outside the stream, which ends before {end}")]
+    OffsetOutOfRange { given: Offset, end: Offset },
+    #[error("there are {limit} consumer groups already: delete one first")]
+    TooManyConsumerGroups { limit: usize },
+}
+
+/// What apply asks the outside to do once the change is committed. Only the shard's leader performs effects, and
+/// receivers expect repeats.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// End the connections of this device whose epoch is lower than `live`.
+    EndSessions { device: DeviceId, live: SessionEpoch },
+    /// Send the patch to the live connection, if it listens.
+    SendDesired { device: DeviceId, epoch: SessionEpoch, version: Version, patch: Object },
+    /// Tell live readers that the stream has grown.
+    Appended { first: Offset, count: u64 },
+    /// Tell live readers what happened to a device.
+    Notify(Event),
+}
+
+/// Something that happened to a device, for those who watch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    Created { device: DeviceId, at: LogTime },
+    Deleted { device: DeviceId, at: LogTime },
+    Connected { device: DeviceId, epoch: SessionEpoch, at: LogTime },
+    Disconnected { device: DeviceId, epoch: SessionEpoch, at: LogTime },
+    TwinChanged { device: DeviceId, version: Version, at: LogTime },
+}

@@ -1,0 +1,303 @@
+//! Names and counters of the hub, each a type of its own.
+//!
+//! Everything that crosses a layer is one of these, so that an offset is never taken for a version or a node for a
+//! shard. Fields are private; a value exists only if it is valid.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    #[error("the id is empty: give it 1 to 128 characters")]
+    Empty,
+    #[error("the id has {length} characters: at most 128 are allowed")]
+    TooLong { length: usize },
+    #[error(
+        "the id has the character {character:?}: use ASCII letters, digits and - : . + % _ # * ? ! ( ) , = @ ; $ '"
+    )]
+    Character { character: char },
+}
+
+/// The longest device id, in characters (Azure IoT Hub, identity registry).
+pub const DEVICE_ID_CHARACTERS_MAX: usize = 128;
+
+/// A device's id: 1 to 128 characters of ASCII letters, digits and `- : . + % _ # * ? ! ( ) , = @ ; $ '`, case-sensitive.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(Arc<str>);
+
+impl DeviceId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DeviceId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        if text.is_empty() {
+            return Err(InvalidId::Empty);
+        }
+        if let Some(character) = text.chars().find(|character| !is_id_character(*character)) {
+            return Err(InvalidId::Character { character });
+        }
+        // Every character is one byte from here on.
+        if text.len() > DEVICE_ID_CHARACTERS_MAX {
+            return Err(InvalidId::TooLong { length: text.len() });
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_id_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "-:.+%_#*?!(),=@;$'".contains(character)
+}
+
+/// How many shards a cluster has: 1 to 4096, fixed when it is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardCount(NonZeroU32);
+
+impl ShardCount {
+    pub const MAX: u32 = 4096;
+
+    pub fn new(count: u32) -> Option<Self> {
+        NonZeroU32::new(count).filter(|count| count.get() <= Self::MAX).map(Self)
+    }
+
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Every shard, in order.
+    pub fn shards(self) -> impl Iterator<Item = ShardId> {
+        (0..self.0.get()).map(ShardId)
+    }
+}
+
+/// One of the parts that devices are spread over. Shards are numbered from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(u32);
+
+impl ShardId {
+    pub fn new(number: u32, count: ShardCount) -> Option<Self> {
+        (number < count.get()).then_some(Self(number))
+    }
+
+    /// The shard of a device: FNV-1a over the bytes of its id, finished with the mixer of `MurmurHash3`, because FNV-1a
+    /// alone spreads short, similar ids unevenly. It may never change: it says where stored data is.
+    pub fn of(device: &DeviceId, count: ShardCount) -> Self {
+        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+        for byte in device.as_str().bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^= hash >> 33;
+        Self((hash % u64::from(count.get())) as u32)
+    }
+
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A Raft group: the meta group, which keeps what the whole cluster must agree on, or the group of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GroupId {
+    Meta,
+    Shard(ShardId),
+}
+
+impl GroupId {
+    /// The number of the group on disk and on the wire: 0 is meta, shard `n` is `n + 1`.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Meta => 0,
+            Self::Shard(shard) => shard.0 + 1,
+        }
+    }
+
+    pub fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Meta),
+            n if n <= ShardCount::MAX => Some(Self::Shard(ShardId(n - 1))),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Meta => f.write_str("meta"),
+            Self::Shard(shard) => write!(f, "shard {shard}"),
+        }
+    }
+}
+
+/// A node and its generation, in one number, so that a wiped node that comes back under its old name is another
+/// member: Raft must never meet a voter that has forgotten its votes (invariant I-35).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    /// `number` is what the operator wrote in the configuration; `generation` counts the disks it has had.
+    pub fn new(number: u32, generation: u16) -> Self {
+        Self(u64::from(number) << 16 | u64::from(generation))
+    }
+
+    pub fn number(self) -> u32 {
+        (self.0 >> 16) as u32
+    }
+
+    pub fn generation(self) -> u16 {
+        self.0 as u16
+    }
+
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+
+    pub fn from_u64(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation() {
+            0 => write!(f, "{}", self.number()),
+            generation => write!(f, "{}.{generation}", self.number()),
+        }
+    }
+}
+
+macro_rules! counter {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
+
+        impl $name {
+            pub const fn new(value: u64) -> Self {
+                Self(value)
+            }
+
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+
+            /// The one after this. At one a nanosecond it would last 584 years before it wrapped.
+            pub const fn next(self) -> Self {
+                Self(self.0.wrapping_add(1))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+counter! {
+    /// Which connection of a device is speaking. It grows by one each time the device connects, so whatever
+    /// carries an older epoch comes from a connection that has been replaced and has no effect (P4).
+    SessionEpoch
+}
+counter! {
+    /// The version of a twin or of one of its sections: starts at 1 and grows by one with each accepted change (P2).
+    Version
+}
+counter! {
+    /// What an identity's or a twin's `ETag` names: one state of it. A newer state has a greater one.
+    Etag
+}
+counter! {
+    /// Tells a device from one that had the same id before it was deleted.
+    GenerationId
+}
+counter! {
+    /// The place of a message in its shard's stream, counted from 0, without holes (P1).
+    Offset
+}
+counter! {
+    /// Milliseconds since 1970-01-01 UTC, stamped on a log entry by the leader that proposed it. It never falls
+    /// within a group (invariant I-40), so a later entry has a later or equal time.
+    LogTime
+}
+
+impl Offset {
+    pub const fn plus(self, count: u64) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+}
+
+impl LogTime {
+    pub const fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    pub const fn minus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_sub(ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_1_to_128_characters_of_the_documented_set() {
+        assert!("pump-7:Hall.2+%_#*?!(),=@;$'".parse::<DeviceId>().is_ok());
+        assert_eq!("".parse::<DeviceId>(), Err(InvalidId::Empty));
+        assert_eq!("a/b".parse::<DeviceId>(), Err(InvalidId::Character { character: '/' }));
+        assert_eq!("é".parse::<DeviceId>(), Err(InvalidId::Character { character: 'é' }));
+        assert!("a".repeat(128).parse::<DeviceId>().is_ok());
+        assert_eq!("a".repeat(129).parse::<DeviceId>(), Err(InvalidId::TooLong { length: 129 }));
+    }
+
+    #[test]
+    fn the_shard_of_a_device_never_changes_between_versions() {
+        let count = ShardCount::new(16).expect("16 is a legal count");
+        let shard = |id: &str| ShardId::of(&id.parse().expect("a legal id"), count).number();
+        assert_eq!(
+            [shard("thermometer-1"), shard("thermometer-2"), shard("a"), shard("b")],
+            [shard("thermometer-1"), shard("thermometer-2"), shard("a"), shard("b")]
+        );
+    }
+
+    #[test]
+    fn similar_ids_spread_evenly_over_the_shards() {
+        let count = ShardCount::new(16).expect("16 is a legal count");
+        let mut devices = [0_u32; 16];
+        for n in 0..16_000 {
+            let device = format!("d{n}").parse().expect("a legal id");
+            devices[ShardId::of(&device, count).number() as usize] += 1;
+        }
+        assert!(devices.iter().all(|devices| (900..1100).contains(devices)), "{devices:?}");
+    }
+
+    #[test]
+    fn a_node_of_another_generation_is_another_node() {
+        assert_ne!(NodeId::new(3, 0), NodeId::new(3, 1));
+        assert_eq!(NodeId::new(3, 1).to_string(), "3.1");
+        assert_eq!(NodeId::from_u64(NodeId::new(3, 1).to_u64()), NodeId::new(3, 1));
+    }
+}

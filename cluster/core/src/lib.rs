@@ -1,0 +1,12 @@
+//! The rules of the hub. No clock, no async, no bytes on a wire or a disk, no chance.
+//!
+//! A change goes in with the records that it touches, an outcome and effects come out, the same on every replica.
+
+pub mod access;
+pub mod change;
+pub mod device;
+pub mod document;
+pub mod ids;
+pub mod meta;
+pub mod shard;
+pub mod twin;

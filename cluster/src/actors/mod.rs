@@ -1,0 +1,5 @@
+//! Actors, routing, back-pressure.
+
+pub mod cluster;
+pub mod error;
+pub mod session;

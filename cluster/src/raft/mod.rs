@@ -1,0 +1,48 @@
+//! Raft groups on openraft: the meta group and one group a shard, over one connection to each peer.
+
+pub mod group;
+pub mod groups;
+pub mod peers;
+
+use drover_core::change::{Effect, Outcome};
+use drover_core::ids::NodeId;
+use drover_core::meta::{Meta, MetaRefusal};
+
+/// What one committed entry answers to the leader that proposed it.
+#[derive(Debug, Clone, Default)]
+pub enum Response {
+    /// A blank or membership entry.
+    #[default]
+    None,
+    /// An entry of a shard: an outcome for each change, and what is to be done outside.
+    Shard { outcomes: Vec<Outcome>, effects: Vec<Effect> },
+    /// An entry of the meta group: the state after it.
+    Meta(Result<Box<Meta>, MetaRefusal>),
+}
+
+/// Who leads a group, as this node knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    /// This node leads, and has applied the first entry of its own term: it may serve.
+    pub serving: bool,
+}
+
+/// Why Raft did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing was proposed.
+    #[error("this node does not lead the group, {leader:?} does")]
+    NotLeader { leader: Option<NodeId> },
+    /// The entry may still be committed, or not.
+    #[error("the leader was lost while the entry was under way: its outcome is unknown")]
+    Unknown,
+    #[error("no answer in time")]
+    Timeout,
+    /// The group is stopped on this node and answers nothing any more.
+    #[error("the group is stopped: {problem}")]
+    Stopped { problem: String },
+    #[error(transparent)]
+    Storage(#[from] crate::storage::Error),
+}

@@ -1,0 +1,3 @@
+//! How core values become bytes and back. The only place that knows both core types and protobuf.
+
+pub mod json;

@@ -1,0 +1,30 @@
+//! Compiles the protobuf packages with protox, so that there is no protoc to install.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "drover/record/v1/record.proto",
+        "drover/cluster/v1/peer.proto",
+        "drover/admin/v1/devices.proto",
+        "drover/admin/v1/messages.proto",
+        "drover/admin/v1/cluster.proto",
+    ];
+    println!("cargo::rerun-if-changed=drover");
+    let descriptors = protox::compile(files, ["."])?;
+
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    // Only the public package is offered through reflection.
+    let public = prost_types_of(protox::compile(&files[2..], ["."])?);
+    std::fs::write(out.join("admin.bin"), public)?;
+
+    tonic_prost_build::configure()
+        .bytes(".drover.record.v1")
+        .bytes(".drover.cluster.v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn prost_types_of(descriptors: impl prost::Message) -> Vec<u8> {
+    descriptors.encode_to_vec()
+}
