@@ -1,1 +1,9 @@
+//! The program `drover`: sockets, protocols, configuration, the order of start and stop.
+//!
+//! Everything that must be right about devices is in `drover_cluster`; here bytes become requests and answers become
+//! bytes. A module is a room with one job; `main.rs` only turns arguments into a call of one of them.
 
+pub mod identity;
+pub mod metrics;
+pub mod mqtt;
+pub mod tls;

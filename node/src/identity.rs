@@ -1,0 +1,1 @@
+//! Who is speaking: the only maker of proven identities (P5).

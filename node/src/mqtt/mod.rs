@@ -1,0 +1,1 @@
+//! MQTT: listeners, and a task for each connection.

@@ -1,0 +1,1 @@
+//! TLS for the listeners: certificates, keys, reload.
