@@ -3,6 +3,9 @@
 //! Everything that must be right about devices is in `drover_cluster`; here bytes become requests and answers become
 //! bytes. A module is a room with one job; `main.rs` only turns arguments into a call of one of them.
 
+pub mod bus;
+pub mod cli;
+pub mod grpc;
 pub mod identity;
 pub mod metrics;
 pub mod mqtt;
