@@ -4,7 +4,6 @@
 //! - [`cluster`]: node to node, `drover.cluster.v1`
 //! - [`record`]: the log and the disk, `drover.record.v1`
 
-#[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_docs, reason = "generated code")]
 pub mod admin {
     tonic::include_proto!("drover.admin.v1");
 
@@ -12,12 +11,10 @@ pub mod admin {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/admin.bin"));
 }
 
-#[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_docs, reason = "generated code")]
 pub mod cluster {
     tonic::include_proto!("drover.cluster.v1");
 }
 
-#[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_docs, reason = "generated code")]
 pub mod record {
     tonic::include_proto!("drover.record.v1");
 }
