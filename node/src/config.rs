@@ -278,7 +278,10 @@ impl Config {
                 .map(|(key, _)| format!("{key} is 0: use a time, such as \"10s\"")),
         );
         if limits.window.bytes() < limits.packet.bytes() {
-            problems.push("limits.window is below limits.packet: the largest packet would never fit".to_owned());
+            problems.push(
+                "limits.window is below limits.packet: the largest packet would never fit"
+                    .to_owned(),
+            );
         }
         problems
     }
@@ -286,7 +289,10 @@ impl Config {
     fn peer_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.peers.len() > PEERS_MAX {
-            problems.push(format!("there are {} peers: at most {PEERS_MAX} are allowed", self.peers.len()));
+            problems.push(format!(
+                "there are {} peers: at most {PEERS_MAX} are allowed",
+                self.peers.len()
+            ));
         }
         for (index, peer) in self.peers.iter().enumerate() {
             if peer.number == 0 || peer.peer_address.is_empty() || peer.admin_address.is_empty() {
@@ -295,7 +301,10 @@ impl Config {
                 ));
             }
             if self.peers[..index].iter().any(|other| other.number == peer.number) {
-                problems.push(format!("peers[{index}] has number {}, which another has already", peer.number));
+                problems.push(format!(
+                    "peers[{index}] has number {}, which another has already",
+                    peer.number
+                ));
             }
         }
         let is_listed = self

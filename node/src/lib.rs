@@ -5,8 +5,12 @@
 
 pub mod bus;
 pub mod cli;
+pub mod config;
+pub mod demo;
 pub mod grpc;
 pub mod identity;
 pub mod metrics;
 pub mod mqtt;
+pub mod observe;
+pub mod run;
 pub mod tls;

@@ -1,2 +1,48 @@
 //! Every metric that this crate records, with what it says. A label has a small, known set of values: never a device, a
 //! client or a topic.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+pub const PROCESS_ALLOCATED_BYTES: &str = "drover_process_allocated_bytes";
+pub const PROCESS_RESIDENT_BYTES: &str = "drover_process_resident_bytes";
+pub const PROCESS_RETAINED_BYTES: &str = "drover_process_retained_bytes";
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Name, kind, unit, and what it says.
+const ALL: &[(&str, Kind, Unit, &str)] = &[
+    (
+        PROCESS_ALLOCATED_BYTES,
+        Kind::Gauge,
+        Unit::Bytes,
+        "Memory that the program has asked for (RocksDB's included).",
+    ),
+    (
+        PROCESS_RESIDENT_BYTES,
+        Kind::Gauge,
+        Unit::Bytes,
+        "Memory that the allocator holds in RAM; what it has above the allocated is not given back yet.",
+    ),
+    (
+        PROCESS_RETAINED_BYTES,
+        Kind::Gauge,
+        Unit::Bytes,
+        "Address space that was given back and is kept for later; it costs no RAM.",
+    ),
+];
+
+/// Tells the recorder what each metric means. Once a process, after the recorder is installed.
+pub fn describe() {
+    for (name, kind, unit, meaning) in ALL {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *meaning),
+            Kind::Gauge => describe_gauge!(*name, *unit, *meaning),
+            Kind::Histogram => describe_histogram!(*name, *unit, *meaning),
+        }
+    }
+}

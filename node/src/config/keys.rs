@@ -3,47 +3,110 @@
 /// `section.key`, and a sentence: what it does, and for a limit the reason for its default.
 pub const KEYS: &[(&str, &str)] = &[
     ("node.number", "which member this is; it must be one of peers"),
-    ("node.generation", "raise it by one when the node comes back with an empty disk: it is then another member"),
+    (
+        "node.generation",
+        "raise it by one when the node comes back with an empty disk: it is then another member",
+    ),
     ("node.data", "folder of everything this node stores; one process at a time may use it"),
-    ("node.zone", "what fails together with this node (a rack, a site): replicas are spread over zones"),
-    ("node.host_names", "names that devices and tokens may call this hub by, besides those in tls.certificate"),
-    ("peers", "all members of the cluster, this one too: number, generation, peer_address, admin_address, zone; empty for a single node"),
+    (
+        "node.zone",
+        "what fails together with this node (a rack, a site): replicas are spread over zones",
+    ),
+    (
+        "node.host_names",
+        "names that devices and tokens may call this hub by, besides those in tls.certificate",
+    ),
+    (
+        "peers",
+        "all members of the cluster, this one too: number, generation, peer_address, admin_address, zone; empty for a single node",
+    ),
     ("listen.peer", "where other nodes connect (mutual TLS)"),
     ("listen.mqtts", "MQTT over TLS for devices, or off"),
-    ("listen.mqtt", "MQTT without TLS, or off: tokens and telemetry can be read on the way, so it is off"),
+    (
+        "listen.mqtt",
+        "MQTT without TLS, or off: tokens and telemetry can be read on the way, so it is off",
+    ),
     ("listen.grpc", "the admin API (gRPC over TLS)"),
     ("listen.http", "metrics and health, without TLS or login, so on loopback; or off"),
     ("tls.certificate", "certificate chain (PEM) shown to devices and API clients"),
     ("tls.key", "private key (PEM) of tls.certificate"),
-    ("tls.peer_certificate", "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION"),
+    (
+        "tls.peer_certificate",
+        "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION",
+    ),
     ("tls.peer_key", "private key (PEM) of tls.peer_certificate"),
     ("tls.peer_ca", "CA (PEM) that signs the certificates of all nodes, and of no one else"),
-    ("limits.connections", "device connections of this node at once; at 40 KB each the default needs 2 GB"),
-    ("limits.handshakes", "TLS handshakes at once; a handshake costs a millisecond of a core, so more would only wait longer"),
-    ("limits.handshake_timeout", "a TLS handshake that takes longer is cut off; a slow mobile link needs two or three seconds"),
+    (
+        "limits.connections",
+        "device connections of this node at once; at 40 KB each the default needs 2 GB",
+    ),
+    (
+        "limits.handshakes",
+        "TLS handshakes at once; a handshake costs a millisecond of a core, so more would only wait longer",
+    ),
+    (
+        "limits.handshake_timeout",
+        "a TLS handshake that takes longer is cut off; a slow mobile link needs two or three seconds",
+    ),
     ("limits.connect_timeout", "a connection that has sent no CONNECT by then is closed"),
     ("limits.packet", "largest MQTT packet: a message of 256 KiB with its topic and properties"),
-    ("limits.window_messages", "messages of one connection that may wait for their acknowledgement; then its socket is not read"),
-    ("limits.window", "bytes of one connection that may wait for their acknowledgement; at least limits.packet"),
-    ("limits.device_messages_per_second", "telemetry rate of one device; beyond it its socket is read more slowly; 0 is no limit"),
-    ("limits.device_burst", "messages that a device may send at once after a pause, before its rate counts"),
-    ("limits.requests", "requests of this node under way; at 300 KB each, the worst case, the default could fill 10 GB, so the windows above bind first"),
-    ("limits.requests_per_shard", "requests of one shard under way, so that a slow shard leaves room for the others"),
-    ("limits.requests_per_device", "requests of one device under way, so that one device leaves room for the others of its shard"),
-    ("limits.request_timeout", "a request that has no answer by then is answered with unknown; ten elections fit in"),
+    (
+        "limits.window_messages",
+        "messages of one connection that may wait for their acknowledgement; then its socket is not read",
+    ),
+    (
+        "limits.window",
+        "bytes of one connection that may wait for their acknowledgement; at least limits.packet",
+    ),
+    (
+        "limits.device_messages_per_second",
+        "telemetry rate of one device; beyond it its socket is read more slowly; 0 is no limit",
+    ),
+    (
+        "limits.device_burst",
+        "messages that a device may send at once after a pause, before its rate counts",
+    ),
+    (
+        "limits.requests",
+        "requests of this node under way; at 300 KB each, the worst case, the default could fill 10 GB, so the windows above bind first",
+    ),
+    (
+        "limits.requests_per_shard",
+        "requests of one shard under way, so that a slow shard leaves room for the others",
+    ),
+    (
+        "limits.requests_per_device",
+        "requests of one device under way, so that one device leaves room for the others of its shard",
+    ),
+    (
+        "limits.request_timeout",
+        "a request that has no answer by then is answered with unknown; ten elections fit in",
+    ),
     ("limits.grpc_requests", "gRPC calls under way at once"),
     ("limits.grpc_message", "largest gRPC message; a page of 1000 devices takes 1 MiB"),
     ("retention.age", "telemetry older than this is deleted"),
     ("retention.bytes", "telemetry of one shard beyond this is deleted, oldest first"),
     ("storage.cache", "memory for blocks read from disk, shared by all shards"),
-    ("storage.reserve", "writes are refused when less is free, so that compaction and votes still have room"),
+    (
+        "storage.reserve",
+        "writes are refused when less is free, so that compaction and votes still have room",
+    ),
     ("raft.heartbeat", "how often a leader shows that it lives"),
-    ("raft.election_min", "followers wait at least this long for a leader; below 500ms a busy machine starts needless elections"),
+    (
+        "raft.election_min",
+        "followers wait at least this long for a leader; below 500ms a busy machine starts needless elections",
+    ),
     ("raft.election_max", "and at most this long; with both, failover stays near a second"),
-    ("raft.log_entries_kept", "applied log entries kept for followers that lag; beyond them they get a snapshot"),
+    (
+        "raft.log_entries_kept",
+        "applied log entries kept for followers that lag; beyond them they get a snapshot",
+    ),
     ("log.format", "text or json"),
     ("log.filter", "what is logged: a level, or target=level pairs as in RUST_LOG"),
-    ("stop.deadline", "a stop that takes longer is cut short; nothing acknowledged can be lost by that"),
+    (
+        "stop.deadline",
+        "a stop that takes longer is cut short; nothing acknowledged can be lost by that",
+    ),
 ];
 
 /// What a key means.
@@ -58,7 +121,8 @@ mod tests {
 
     #[test]
     fn every_key_of_the_configuration_is_explained_and_none_else() {
-        let config = serde_json::to_value(Config::default()).expect("a configuration is plain data");
+        let config =
+            serde_json::to_value(Config::default()).expect("a configuration is plain data");
         let mut keys = Vec::new();
         for (section, value) in config.as_object().expect("sections") {
             match value.as_object() {

@@ -66,8 +66,7 @@ impl Sources {
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path)
-        .map_err(|problem| Error::File { path: path.to_owned(), problem })
+    std::fs::read_to_string(path).map_err(|problem| Error::File { path: path.to_owned(), problem })
 }
 
 /// `DROVER_SECTION__KEY` and `DROVER_PEERS`. Other `DROVER_` variables are the command line's own (the address and
@@ -164,7 +163,10 @@ mod tests {
     #[test]
     fn a_mistyped_key_is_refused_with_the_nearest_one() {
         let error = load("[retention]\nagee = '1day'").expect_err("a mistyped key");
-        assert_eq!(error.to_string(), "there is no key retention.agee: did you mean retention.age?");
+        assert_eq!(
+            error.to_string(),
+            "there is no key retention.agee: did you mean retention.age?"
+        );
         let error = load("[limits]\nheartbeat = '1s'").expect_err("a key of another section");
         assert_eq!(
             error.to_string(),
@@ -184,7 +186,8 @@ mod tests {
 
     #[test]
     fn values_that_cannot_work_together_are_all_named() {
-        let error = load("[raft]\nheartbeat = '400ms'\nelection_max = '500ms'").expect_err("bad timing");
+        let error =
+            load("[raft]\nheartbeat = '400ms'\nelection_max = '500ms'").expect_err("bad timing");
         let text = error.to_string();
         assert!(text.contains("raft.election_min") && text.contains("raft.election_max"), "{text}");
     }

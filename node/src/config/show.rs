@@ -11,7 +11,8 @@ pub fn to_toml(config: &Config) -> String {
     let value = serde_json::to_value(config).expect("a configuration is plain data");
     let mut text = String::new();
     let sections = value.as_object().into_iter().flatten();
-    for (section, entries) in sections.filter_map(|(name, value)| Some((name, value.as_object()?))) {
+    for (section, entries) in sections.filter_map(|(name, value)| Some((name, value.as_object()?)))
+    {
         line(&mut text, &format!("[{section}]"));
         for (key, value) in entries {
             let meaning = keys::meaning(&format!("{section}.{key}")).unwrap_or_default();

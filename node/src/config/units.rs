@@ -120,9 +120,9 @@ impl FromStr for Listen {
         if text == "off" {
             return Ok(Self::Off);
         }
-        text.parse()
-            .map(Self::At)
-            .map_err(|_| format!("{text:?} is not an address: write it as 0.0.0.0:8883, [::]:8883 or off"))
+        text.parse().map(Self::At).map_err(|_| {
+            format!("{text:?} is not an address: write it as 0.0.0.0:8883, [::]:8883 or off")
+        })
     }
 }
 
