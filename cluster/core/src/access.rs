@@ -1,4 +1,8 @@
 //! Who is asking, and what they may do (P5).
+//!
+//! What each request needs is named where the request enters; here is only what a permission is worth.
+
+use std::collections::BTreeSet;
 
 use crate::ids::{DeviceId, Etag};
 
@@ -21,4 +25,45 @@ pub enum Permission {
     DeviceConnect,
     /// Members, placement, policies with their keys.
     ClusterAdmin,
+}
+
+impl Permission {
+    pub const ALL: [Self; 5] = [
+        Self::RegistryRead,
+        Self::RegistryWrite,
+        Self::ServiceConnect,
+        Self::DeviceConnect,
+        Self::ClusterAdmin,
+    ];
+
+    /// Whether whoever has this permission may do what asks for `needed`.
+    pub fn implies(self, needed: Self) -> bool {
+        self == needed || (self == Self::RegistryWrite && needed == Self::RegistryRead)
+    }
+}
+
+/// Whether one of the permissions that were granted is enough.
+pub fn allows(granted: &BTreeSet<Permission>, needed: Permission) -> bool {
+    granted.iter().any(|permission| permission.implies(needed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writing_the_registry_includes_reading_it_and_nothing_else_includes_anything() {
+        for granted in Permission::ALL {
+            for needed in Permission::ALL {
+                let expected = granted == needed
+                    || (granted, needed) == (Permission::RegistryWrite, Permission::RegistryRead);
+                assert_eq!(allows(&BTreeSet::from([granted]), needed), expected, "{granted:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_granted_allows_nothing() {
+        assert!(Permission::ALL.iter().all(|needed| !allows(&BTreeSet::new(), *needed)));
+    }
 }

@@ -123,6 +123,13 @@ pub struct DeviceSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message(pub Bytes);
 
+impl Message {
+    /// What the message counts towards the size of its stream.
+    pub fn bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
 /// A change of a shard's stream that belongs to no device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamChange {
@@ -139,9 +146,12 @@ pub enum StreamChange {
     DeleteCursor {
         group: String,
     },
-    /// Drop the prefix before `before`. The leader works it out from the configured age and size.
+    /// Drop the prefix before `before`, which has so many bytes of messages. The leader plans it from the configured age
+    /// and size (`stream::Retention`) when the stream begins at `from`; if it begins elsewhere by now, nothing is dropped.
     Retain {
+        from: Offset,
         before: Offset,
+        bytes: u64,
     },
 }
 

@@ -1,9 +1,13 @@
 //! One device as the registry knows it: who it is, how it proves that, and which connection speaks for it.
+//!
+//! What may change an identity, and whose changes it lets through. The order of these checks against a device's other
+//! records, and what is announced, is `shard`'s; commands will stand in `mailbox`.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::change::{Condition, DeviceSpec, Refusal, Sender};
 use crate::ids::{DeviceId, Etag, GenerationId, LogTime, SessionEpoch};
+pub use crate::presence::{Channel, Presence, Qos, Subscriptions};
 
 /// Whether a device may connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,38 +65,139 @@ pub struct Device {
     pub presence: Presence,
 }
 
-/// Which connection is live, and what it has subscribed to.
-///
-/// `epoch` is raised by each connect, and by whatever ends the right to speak (disable, delete, new keys): a change
-/// that carries another epoch is refused (P4, invariant I-22). Pings and idle time are not in here.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Presence {
-    pub epoch: SessionEpoch,
-    /// When the connection of `epoch` began; `None` while nobody is connected.
-    pub connected_since: Option<LogTime>,
-    pub changed: Option<LogTime>,
-    /// Kept across connections unless the device asks for a clean session (`spec/mqtt.md` section 5).
-    pub subscriptions: Subscriptions,
+/// What a back end sets of an identity; what is absent stays.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Update<'a> {
+    pub(crate) status: Option<Status>,
+    pub(crate) status_reason: Option<&'a Option<String>>,
+    pub(crate) authentication: Option<&'a Authentication>,
 }
 
-/// What a device listens to, with the granted quality of service.
-pub type Subscriptions = BTreeMap<Channel, Qos>;
-
-/// The kinds of deliveries that a device may subscribe to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Channel {
-    /// Cloud-to-device commands.
-    Commands,
-    /// Answers to twin requests.
-    TwinResponses,
-    /// Patches of the desired properties.
-    DesiredPatches,
-    /// Direct methods.
-    Methods,
+/// Whether an update ended the right to speak of whoever was connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Revoked {
+    /// The connection stays what it is.
+    No,
+    /// The epoch was raised; `former` was the live connection.
+    Yes { former: Option<SessionEpoch> },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Qos {
-    AtMostOnce,
-    AtLeastOnce,
+impl Device {
+    /// A new identity. `retired` is at least every etag and epoch of a former device of this id.
+    pub(crate) fn new(
+        id: DeviceId,
+        generation: GenerationId,
+        spec: &DeviceSpec,
+        retired: u64,
+        at: LogTime,
+    ) -> Self {
+        Self {
+            id,
+            generation,
+            etag: Etag::new(retired).next(),
+            status: spec.status,
+            status_reason: spec.status_reason.clone(),
+            status_updated: at,
+            authentication: spec.authentication.clone(),
+            presence: Presence { epoch: SessionEpoch::new(retired), ..Presence::default() },
+        }
+    }
+
+    /// A back end's change of the identity. New credentials and `Disabled` end the live connection.
+    pub(crate) fn update(&mut self, update: Update<'_>, at: LogTime) -> Revoked {
+        let mut revokes = false;
+        if let Some(status) = update.status.filter(|status| *status != self.status) {
+            self.status = status;
+            self.status_updated = at;
+            revokes |= status == Status::Disabled;
+        }
+        if let Some(reason) = update.status_reason {
+            self.status_reason.clone_from(reason);
+        }
+        if let Some(given) = update.authentication.filter(|given| **given != self.authentication) {
+            self.authentication = given.clone();
+            revokes = true;
+        }
+        self.etag = self.etag.next();
+        if revokes { Revoked::Yes { former: self.presence.revoke(at) } } else { Revoked::No }
+    }
+
+    /// Whether a credential that was checked against the identity of this etag still counts (I-28).
+    pub(crate) fn check_credentials(&self, credentials: Etag) -> Result<(), Refusal> {
+        match self.status {
+            Status::Disabled => Err(Refusal::DeviceDisabled { device: self.id.clone() }),
+            Status::Enabled if credentials != self.etag => Err(Refusal::CredentialsChanged),
+            Status::Enabled => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_sender(&self, sender: Sender) -> Result<(), Refusal> {
+        match sender {
+            Sender::Session(epoch) => self.presence.check_live(epoch),
+            Sender::Request(credentials) => self.check_credentials(credentials),
+        }
+    }
+}
+
+/// Refuses a change that was made from another state than the current one.
+pub(crate) fn check_etag(condition: Condition, current: Etag) -> Result<(), Refusal> {
+    match condition {
+        Condition::Match(etag) if etag != current => Err(Refusal::EtagMismatch { current }),
+        Condition::Match(_) | Condition::Any => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{key, spec};
+
+    fn device() -> Device {
+        let id = "pump".parse().expect("a legal id");
+        let mut device = Device::new(id, GenerationId::new(1), &spec(), 0, LogTime::new(1));
+        device.presence.connect(false, LogTime::new(2));
+        device
+    }
+
+    fn update(status: Option<Status>, authentication: Option<&Authentication>) -> Update<'_> {
+        Update { status, status_reason: None, authentication }
+    }
+
+    #[test]
+    fn each_update_moves_the_etag_and_presence_does_not() {
+        let mut device = device();
+        assert_eq!(device.etag, Etag::new(1));
+        assert_eq!(device.update(update(None, None), LogTime::new(3)), Revoked::No);
+        assert_eq!(device.etag, Etag::new(2));
+    }
+
+    #[test]
+    fn new_keys_and_disabling_end_the_connection_and_the_same_keys_do_not() {
+        let same = spec().authentication;
+        let other = Authentication::Sas { primary: key(8), secondary: key(9) };
+        let revoked = |status, authentication| {
+            let mut device = device();
+            let revoked = device.update(update(status, authentication), LogTime::new(3));
+            assert_eq!(device.presence.connected_since.is_none(), revoked != Revoked::No);
+            revoked
+        };
+        let yes = Revoked::Yes { former: Some(SessionEpoch::new(1)) };
+        assert_eq!(revoked(None, Some(&same)), Revoked::No);
+        assert_eq!(revoked(Some(Status::Enabled), None), Revoked::No);
+        assert_eq!(revoked(None, Some(&other)), yes);
+        assert_eq!(revoked(None, Some(&Authentication::None)), yes);
+        assert_eq!(revoked(Some(Status::Disabled), None), yes);
+    }
+
+    #[test]
+    fn a_device_made_anew_begins_above_all_that_a_former_one_had() {
+        let id = "pump".parse().expect("a legal id");
+        let device = Device::new(id, GenerationId::new(2), &spec(), 7, LogTime::new(1));
+        assert_eq!((device.etag, device.presence.epoch), (Etag::new(8), SessionEpoch::new(7)));
+    }
+
+    #[test]
+    fn a_key_never_shows_itself() {
+        assert!(!format!("{:?}", key(77)).contains("77"));
+    }
 }

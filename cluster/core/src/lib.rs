@@ -8,5 +8,11 @@ pub mod device;
 pub mod document;
 pub mod ids;
 pub mod meta;
+pub mod placement;
+pub mod presence;
 pub mod shard;
+pub mod stream;
 pub mod twin;
+
+#[cfg(test)]
+mod testing;

@@ -1,10 +1,18 @@
 //! What the whole cluster agrees on: members, where shards live, who may do what. The state of group 0.
+//!
+//! [`apply`] is total and deterministic like that of a shard. Where shards should live is planned in `placement`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::access::Permission;
 use crate::device::Key;
-use crate::ids::{LogTime, NodeId, ShardCount, ShardId};
+use crate::ids::{LogTime, NodeId, ShardCount};
+use crate::placement::Placement;
+
+/// How many access policies a cluster may have: all of them are read for each token that is checked.
+pub const POLICIES_MAX: usize = 64;
+/// The longest policy name, in characters.
+pub const POLICY_NAME_CHARACTERS_MAX: usize = 64;
 
 /// The state of the meta group. `None` until the cluster is initialized.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,7 +22,7 @@ pub struct Meta {
     pub replication_factor: u8,
     pub members: BTreeMap<NodeId, Member>,
     /// The replicas of each shard; the first is where the leader should be.
-    pub placement: BTreeMap<ShardId, Vec<NodeId>>,
+    pub placement: Placement,
     pub policies: BTreeMap<String, Policy>,
     /// Grows by one with each accepted change.
     pub version: u64,
@@ -48,10 +56,11 @@ pub enum MetaChange {
     DeletePolicy {
         name: String,
     },
-    /// Refused unless the state has the version that the plan was made from.
+    /// Place these shards anew; others stay where they are. Refused unless the state has the version that the plan was
+    /// made from.
     Place {
         expected_version: u64,
-        placement: BTreeMap<ShardId, Vec<NodeId>>,
+        placement: Placement,
     },
 }
 
@@ -79,4 +88,183 @@ pub enum MetaRefusal {
     TooManyPolicies { limit: usize },
     #[error("policy {name} is the last one that may administer the cluster: make another first")]
     LastAdministrator { name: String },
+}
+
+/// Applies one change. The answer is the new version; a refusal changes nothing.
+pub fn apply(state: &mut Option<Meta>, change: &MetaChange) -> Result<u64, MetaRefusal> {
+    let meta = match (change, &mut *state) {
+        (MetaChange::Initialize(_), Some(meta)) => {
+            return Err(MetaRefusal::AlreadyInitialized { cluster_id: meta.cluster_id.clone() });
+        }
+        (MetaChange::Initialize(initial), None) => state.insert(Meta::clone(initial)),
+        (_, None) => return Err(MetaRefusal::NotInitialized),
+        (change, Some(meta)) => {
+            meta.apply(change)?;
+            meta
+        }
+    };
+    meta.version = meta.version.wrapping_add(1);
+    Ok(meta.version)
+}
+
+impl Meta {
+    fn apply(&mut self, change: &MetaChange) -> Result<(), MetaRefusal> {
+        match change {
+            // Answered by `apply`.
+            MetaChange::Initialize(_) => Ok(()),
+            MetaChange::PutPolicy { name, policy } => self.put_policy(name, policy),
+            MetaChange::DeletePolicy { name } => self.delete_policy(name),
+            MetaChange::Place { expected_version, placement } => {
+                self.place(*expected_version, placement)
+            }
+        }
+    }
+
+    fn put_policy(&mut self, name: &str, policy: &Policy) -> Result<(), MetaRefusal> {
+        check_policy_name(name)?;
+        if !self.policies.contains_key(name) && self.policies.len() >= POLICIES_MAX {
+            return Err(MetaRefusal::TooManyPolicies { limit: POLICIES_MAX });
+        }
+        if !policy.administers() {
+            self.check_administered_without(name)?;
+        }
+        self.policies.insert(name.to_owned(), policy.clone());
+        Ok(())
+    }
+
+    fn delete_policy(&mut self, name: &str) -> Result<(), MetaRefusal> {
+        if !self.policies.contains_key(name) {
+            return Err(MetaRefusal::PolicyNotFound { name: name.to_owned() });
+        }
+        self.check_administered_without(name)?;
+        self.policies.remove(name);
+        Ok(())
+    }
+
+    /// Refuses to take the right to administer from the last policy that has it: nobody could give it back.
+    fn check_administered_without(&self, name: &str) -> Result<(), MetaRefusal> {
+        let had = self.policies.get(name).is_some_and(Policy::administers);
+        let others = self.policies.iter().filter(|(other, _)| *other != name);
+        if had && !others.map(|(_, policy)| policy).any(Policy::administers) {
+            return Err(MetaRefusal::LastAdministrator { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, expected: u64, placement: &Placement) -> Result<(), MetaRefusal> {
+        if expected != self.version {
+            return Err(MetaRefusal::VersionMismatch { expected, current: self.version });
+        }
+        self.placement.extend(placement.iter().map(|(shard, nodes)| (*shard, nodes.clone())));
+        Ok(())
+    }
+}
+
+impl Policy {
+    fn administers(&self) -> bool {
+        self.permissions.contains(&Permission::ClusterAdmin)
+    }
+}
+
+fn check_policy_name(name: &str) -> Result<(), MetaRefusal> {
+    let legal = (1..=POLICY_NAME_CHARACTERS_MAX).contains(&name.len())
+        && name
+            .chars()
+            .all(|character| character.is_ascii_alphanumeric() || "-._".contains(character));
+    if legal { Ok(()) } else { Err(MetaRefusal::InvalidPolicyName { name: name.to_owned() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ShardId;
+    use crate::testing::key;
+
+    fn policy(permission: Permission) -> Policy {
+        Policy { primary: key(1), secondary: key(2), permissions: BTreeSet::from([permission]) }
+    }
+
+    fn initial() -> Meta {
+        Meta {
+            cluster_id: "c1".to_owned(),
+            shard_count: ShardCount::new(4).expect("a legal count"),
+            replication_factor: 3,
+            members: BTreeMap::new(),
+            placement: Placement::new(),
+            policies: BTreeMap::from([("owner".to_owned(), policy(Permission::ClusterAdmin))]),
+            version: 0,
+        }
+    }
+
+    fn initialized() -> Option<Meta> {
+        let mut state = None;
+        apply(&mut state, &MetaChange::Initialize(Box::new(initial()))).expect("there is none yet");
+        state
+    }
+
+    fn put(
+        state: &mut Option<Meta>,
+        name: &str,
+        permission: Permission,
+    ) -> Result<u64, MetaRefusal> {
+        let change = MetaChange::PutPolicy { name: name.to_owned(), policy: policy(permission) };
+        apply(state, &change)
+    }
+
+    fn delete(state: &mut Option<Meta>, name: &str) -> Result<u64, MetaRefusal> {
+        apply(state, &MetaChange::DeletePolicy { name: name.to_owned() })
+    }
+
+    #[test]
+    fn a_cluster_is_initialized_once() {
+        let mut state = None;
+        assert_eq!(delete(&mut state, "owner"), Err(MetaRefusal::NotInitialized));
+        let initialize = MetaChange::Initialize(Box::new(initial()));
+        assert_eq!(apply(&mut state, &initialize), Ok(1));
+        let refusal = MetaRefusal::AlreadyInitialized { cluster_id: "c1".to_owned() };
+        assert_eq!(apply(&mut state, &initialize), Err(refusal));
+    }
+
+    #[test]
+    fn the_last_administrator_stays() {
+        let mut state = initialized();
+        let refusal = Err(MetaRefusal::LastAdministrator { name: "owner".to_owned() });
+        assert_eq!(delete(&mut state, "owner"), refusal);
+        assert_eq!(put(&mut state, "owner", Permission::RegistryRead), refusal);
+        put(&mut state, "second", Permission::ClusterAdmin).expect("legal");
+        assert_eq!(delete(&mut state, "owner"), Ok(3));
+    }
+
+    #[test]
+    fn a_refusal_does_not_move_the_version() {
+        let mut state = initialized();
+        let before = state.clone();
+        delete(&mut state, "nobody").expect_err("there is no such policy");
+        put(&mut state, "a b", Permission::RegistryRead).expect_err("a space");
+        put(&mut state, &"a".repeat(65), Permission::RegistryRead).expect_err("too long");
+        assert_eq!(state, before);
+    }
+
+    #[test]
+    fn there_are_64_policies_at_most_and_each_of_them_can_be_replaced() {
+        let mut state = initialized();
+        for n in 1..64 {
+            put(&mut state, &format!("p{n}"), Permission::RegistryRead).expect("room is left");
+        }
+        let refusal = Err(MetaRefusal::TooManyPolicies { limit: 64 });
+        assert_eq!(put(&mut state, "late", Permission::RegistryRead), refusal);
+        put(&mut state, "p7", Permission::RegistryWrite).expect("it is there already");
+    }
+
+    #[test]
+    fn a_plan_from_an_older_state_is_refused() {
+        let mut state = initialized();
+        let shard = ShardId::new(1, ShardCount::new(4).expect("legal")).expect("legal");
+        let placement = Placement::from([(shard, vec![NodeId::new(1, 0)])]);
+        let place =
+            |expected_version| MetaChange::Place { expected_version, placement: placement.clone() };
+        assert_eq!(apply(&mut state, &place(1)), Ok(2));
+        let refusal = MetaRefusal::VersionMismatch { expected: 1, current: 2 };
+        assert_eq!(apply(&mut state, &place(1)), Err(refusal));
+    }
 }

@@ -1,14 +1,17 @@
 //! Apply: how one change turns a shard's records into new ones, an outcome and effects.
 //!
-//! The shell loads what [`needs`] names, calls [`apply_device`] or [`apply_stream`], and writes what was touched and the
-//! applied index in one batch. Whatever the input, apply answers; only a broken invariant of our own state panics,
+//! The shell loads what [`needs_twin`] names, calls [`apply_device`] or [`apply_stream`], and writes what was touched and
+//! the applied index in one batch. Whatever the input, apply answers; only a broken invariant of our own state panics,
 //! because a stopped replica can be repaired and one that has drifted cannot.
 
-use std::collections::BTreeMap;
-
-use crate::change::{DeviceChange, Effect, Message, Outcome, StreamChange};
-use crate::device::Device;
-use crate::ids::{DeviceId, LogTime, Offset};
+use crate::change::{
+    Condition, DeviceChange, DeviceSpec, Done, Effect, Event, Message, Outcome, Refusal,
+    StreamChange,
+};
+use crate::device::{self, Channel, Device, Revoked, check_etag};
+use crate::document::Object;
+use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch};
+pub use crate::stream::Stream;
 use crate::twin::Twin;
 
 /// The records of one device.
@@ -17,22 +20,6 @@ pub struct Records {
     pub device: Option<Device>,
     /// Loaded only for changes that need it.
     pub twin: Option<Twin>,
-}
-
-/// The small state that each change of a shard may move: where the stream begins and ends, who has read how far.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Stream {
-    /// The first offset that retention has left.
-    pub first: Offset,
-    /// The offset of the next message.
-    pub next: Offset,
-    /// Bytes of the messages between the two.
-    pub bytes: u64,
-    pub cursors: BTreeMap<String, Offset>,
-    /// The time of the newest entry. An entry with an earlier stamp is taken to have this one (I-40).
-    pub at: LogTime,
-    pub device_count: u64,
-    pub disabled_count: u64,
 }
 
 /// What the change did, for the shell to carry out.
@@ -49,13 +36,53 @@ pub struct Applied {
     pub retain_from: Option<Offset>,
 }
 
-/// Whether a change reads or writes the twin. The device record is needed by all.
-pub fn needs_twin(change: &DeviceChange) -> bool {
-    let _ = change;
-    todo!()
+impl Applied {
+    pub(crate) fn accepted(done: Done) -> Self {
+        Self::new(Ok(done))
+    }
+
+    fn new(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            effects: Vec::new(),
+            device_touched: false,
+            twin_touched: false,
+            appended: Vec::new(),
+            retain_from: None,
+        }
+    }
+
+    fn touching_device(self) -> Self {
+        Self { device_touched: true, ..self }
+    }
+
+    fn touching_twin(self) -> Self {
+        Self { twin_touched: true, ..self }
+    }
+
+    fn with(mut self, effects: impl IntoIterator<Item = Effect>) -> Self {
+        self.effects.extend(effects);
+        self
+    }
 }
 
-/// Applies one change of one device.
+/// Whether a change reads or writes the twin. The device record is needed by all.
+pub fn needs_twin(change: &DeviceChange) -> bool {
+    match change {
+        DeviceChange::Create { .. }
+        | DeviceChange::Delete { .. }
+        | DeviceChange::PatchReported { .. }
+        | DeviceChange::UpdateTwin { .. } => true,
+        DeviceChange::Update { .. }
+        | DeviceChange::Connect { .. }
+        | DeviceChange::Subscribe { .. }
+        | DeviceChange::Unsubscribe { .. }
+        | DeviceChange::Disconnect { .. }
+        | DeviceChange::Telemetry { .. } => false,
+    }
+}
+
+/// Applies one change of one device. A refusal changes nothing but the stream's time.
 pub fn apply_device(
     records: &mut Records,
     stream: &mut Stream,
@@ -63,12 +90,208 @@ pub fn apply_device(
     change: &DeviceChange,
     at: LogTime,
 ) -> Applied {
-    let _ = (records, stream, device, change, at);
-    todo!()
+    let at = stream.advance(at);
+    decide(records, stream, device, change, at).unwrap_or_else(|refusal| Applied::new(Err(refusal)))
 }
 
 /// Applies one change of the stream.
 pub fn apply_stream(stream: &mut Stream, change: &StreamChange) -> Applied {
-    let _ = (stream, change);
-    todo!()
+    stream.apply(change).unwrap_or_else(|refusal| Applied::new(Err(refusal)))
+}
+
+fn decide(
+    records: &mut Records,
+    stream: &mut Stream,
+    id: &DeviceId,
+    change: &DeviceChange,
+    at: LogTime,
+) -> Result<Applied, Refusal> {
+    match change {
+        DeviceChange::Create { generation, spec } => {
+            create(records, stream, id, *generation, spec, at)
+        }
+        DeviceChange::Update { if_match, status, status_reason, authentication } => {
+            let device = existing(&mut records.device, id)?;
+            check_etag(*if_match, device.etag)?;
+            let update = device::Update {
+                status: *status,
+                status_reason: status_reason.as_ref(),
+                authentication: authentication.as_ref(),
+            };
+            Ok(update_identity(device, stream, update, at))
+        }
+        DeviceChange::Delete { if_match } => delete(records, stream, id, *if_match, at),
+        DeviceChange::Connect { credentials, clean_session } => {
+            let device = existing(&mut records.device, id)?;
+            device.check_credentials(*credentials)?;
+            Ok(connect(device, *clean_session, at))
+        }
+        DeviceChange::Subscribe { epoch, subscriptions } => {
+            let device = existing(&mut records.device, id)?;
+            device.presence.check_live(*epoch)?;
+            device.presence.subscriptions.extend(subscriptions);
+            Ok(subscribed(device))
+        }
+        DeviceChange::Unsubscribe { epoch, channels } => {
+            let device = existing(&mut records.device, id)?;
+            device.presence.check_live(*epoch)?;
+            device.presence.subscriptions.retain(|channel, _| !channels.contains(channel));
+            Ok(subscribed(device))
+        }
+        DeviceChange::Disconnect { epoch, will } => {
+            let device = existing(&mut records.device, id)?;
+            device.presence.check_live(*epoch)?;
+            Ok(disconnect(device, stream, will.as_ref(), at))
+        }
+        DeviceChange::Telemetry { sender, messages } => {
+            existing(&mut records.device, id)?.check_sender(*sender)?;
+            Ok(append(stream, messages))
+        }
+        DeviceChange::PatchReported { sender, expected, patch } => {
+            existing(&mut records.device, id)?.check_sender(*sender)?;
+            let twin = twin_of_existing(&mut records.twin);
+            let version = twin.report(*expected, patch, at)?;
+            let changed = Event::TwinChanged { device: id.clone(), version: twin.version, at };
+            let done = Done::Reported { version };
+            Ok(Applied::accepted(done).touching_twin().with([Effect::Notify(changed)]))
+        }
+        DeviceChange::UpdateTwin { if_match, expected_desired, mode, tags, desired } => {
+            let device = existing(&mut records.device, id)?;
+            let twin = twin_of_existing(&mut records.twin);
+            check_etag(*if_match, twin.etag)?;
+            twin.desired.check_version(*expected_desired)?;
+            let patch = twin.update(*mode, tags.as_ref(), desired.as_ref(), at)?;
+            Ok(twin_updated(device, twin, patch, at))
+        }
+    }
+}
+
+fn existing<'a>(device: &'a mut Option<Device>, id: &DeviceId) -> Result<&'a mut Device, Refusal> {
+    device.as_mut().ok_or_else(|| Refusal::DeviceNotFound { device: id.clone() })
+}
+
+fn twin_of_existing(twin: &mut Option<Twin>) -> &mut Twin {
+    twin.as_mut()
+        .expect("a device and its twin are written together, and needs_twin said to load it")
+}
+
+fn create(
+    records: &mut Records,
+    stream: &mut Stream,
+    id: &DeviceId,
+    generation: GenerationId,
+    spec: &DeviceSpec,
+    at: LogTime,
+) -> Result<Applied, Refusal> {
+    if records.device.is_some() {
+        return Err(Refusal::DeviceAlreadyExists { device: id.clone() });
+    }
+    let etag = Etag::new(stream.retired).next();
+    let twin = Twin::new(etag, &spec.tags, &spec.desired, at)?;
+    let device = Device::new(id.clone(), generation, spec, stream.retired, at);
+    stream.device_count = stream.device_count.saturating_add(1);
+    stream.count_status(None, Some(device.status));
+    records.twin = Some(twin);
+    records.device = Some(device.clone());
+    let created = Effect::Notify(Event::Created { device: id.clone(), at });
+    Ok(Applied::accepted(Done::Device(Box::new(device)))
+        .touching_device()
+        .touching_twin()
+        .with([created]))
+}
+
+fn update_identity(
+    device: &mut Device,
+    stream: &mut Stream,
+    update: device::Update<'_>,
+    at: LogTime,
+) -> Applied {
+    let status = device.status;
+    let revoked = device.update(update, at);
+    stream.count_status(Some(status), Some(device.status));
+    let applied = Applied::accepted(Done::Device(Box::new(device.clone()))).touching_device();
+    match revoked {
+        Revoked::No => applied,
+        Revoked::Yes { former } => applied.with(ended(device, former, at)),
+    }
+}
+
+fn delete(
+    records: &mut Records,
+    stream: &mut Stream,
+    id: &DeviceId,
+    if_match: Condition,
+    at: LogTime,
+) -> Result<Applied, Refusal> {
+    let device = existing(&mut records.device, id)?;
+    check_etag(if_match, device.etag)?;
+    let former = device.presence.revoke(at);
+    let twin = twin_of_existing(&mut records.twin);
+    stream.retire(device, twin);
+    let deleted = Effect::Notify(Event::Deleted { device: id.clone(), at });
+    let effects = ended(device, former, at).into_iter().chain([deleted]);
+    let applied = Applied::accepted(Done::Deleted).touching_device().touching_twin().with(effects);
+    *records = Records::default();
+    Ok(applied)
+}
+
+/// What the outside is told when the right to speak of `former`, if anybody, has ended.
+fn ended(device: &Device, former: Option<SessionEpoch>, at: LogTime) -> Vec<Effect> {
+    let end = Effect::EndSessions { device: device.id.clone(), live: device.presence.epoch };
+    let disconnected = former
+        .map(|epoch| Effect::Notify(Event::Disconnected { device: device.id.clone(), epoch, at }));
+    [end].into_iter().chain(disconnected).collect()
+}
+
+fn connect(device: &mut Device, clean_session: bool, at: LogTime) -> Applied {
+    let former = device.presence.connect(clean_session, at);
+    let epoch = device.presence.epoch;
+    let subscriptions = device.presence.subscriptions.clone();
+    let session_present = !subscriptions.is_empty();
+    let connected = Effect::Notify(Event::Connected { device: device.id.clone(), epoch, at });
+    Applied::accepted(Done::Connected { epoch, session_present, subscriptions })
+        .touching_device()
+        .with(ended(device, former, at))
+        .with([connected])
+}
+
+fn subscribed(device: &Device) -> Applied {
+    Applied::accepted(Done::Subscribed(device.presence.subscriptions.clone())).touching_device()
+}
+
+fn disconnect(
+    device: &mut Device,
+    stream: &mut Stream,
+    will: Option<&Message>,
+    at: LogTime,
+) -> Applied {
+    let will: Vec<Message> = will.into_iter().cloned().collect();
+    let former = device.presence.end(at);
+    let disconnected = former
+        .map(|epoch| Effect::Notify(Event::Disconnected { device: device.id.clone(), epoch, at }));
+    let effects = stream.append(&will).into_iter().chain(disconnected);
+    let applied = Applied::accepted(Done::Disconnected).touching_device().with(effects);
+    Applied { appended: will, ..applied }
+}
+
+fn append(stream: &mut Stream, messages: &[Message]) -> Applied {
+    let first = stream.next;
+    let grown = stream.append(messages);
+    let done = Done::Appended { first, count: messages.len() as u64 };
+    Applied { appended: messages.to_vec(), ..Applied::accepted(done).with(grown) }
+}
+
+/// `patch` is what the device is told, if the desired properties were written.
+fn twin_updated(device: &Device, twin: &Twin, patch: Option<Object>, at: LogTime) -> Applied {
+    let id = &device.id;
+    let version = twin.desired.version;
+    let epoch = device.presence.epoch;
+    let send = patch
+        .filter(|_| device.presence.listens_to(Channel::DesiredPatches))
+        .map(|patch| Effect::SendDesired { device: id.clone(), epoch, version, patch });
+    let changed = Event::TwinChanged { device: id.clone(), version: twin.version, at };
+    Applied::accepted(Done::Twin(Box::new(twin.clone())))
+        .touching_twin()
+        .with(send)
+        .with([Effect::Notify(changed)])
 }

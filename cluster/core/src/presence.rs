@@ -1,0 +1,131 @@
+//! Which connection speaks for a device: take-over and fencing (P4).
+//!
+//! The epoch is raised and committed before a connection is told that it is one, and every change that a connection
+//! causes carries its epoch. What is announced of it, and to whom, is `device`'s and `shard`'s.
+
+use std::collections::BTreeMap;
+
+use crate::change::Refusal;
+use crate::ids::{LogTime, SessionEpoch};
+
+/// Which connection is live, and what it has subscribed to.
+///
+/// `epoch` is raised by each connect, and by whatever ends the right to speak (disable, delete, new keys): a change
+/// that carries another epoch is refused (P4, invariant I-22). Pings and idle time are not in here.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Presence {
+    pub epoch: SessionEpoch,
+    /// When the connection of `epoch` began; `None` while nobody is connected.
+    pub connected_since: Option<LogTime>,
+    pub changed: Option<LogTime>,
+    /// Kept across connections unless the device asks for a clean session (`spec/mqtt.md` section 5).
+    pub subscriptions: Subscriptions,
+}
+
+/// What a device listens to, with the granted quality of service.
+pub type Subscriptions = BTreeMap<Channel, Qos>;
+
+/// The kinds of deliveries that a device may subscribe to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Channel {
+    /// Cloud-to-device commands.
+    Commands,
+    /// Answers to twin requests.
+    TwinResponses,
+    /// Patches of the desired properties.
+    DesiredPatches,
+    /// Direct methods.
+    Methods,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Qos {
+    AtMostOnce,
+    AtLeastOnce,
+}
+
+impl Presence {
+    /// Refuses whatever does not come from the live connection.
+    pub(crate) fn check_live(&self, given: SessionEpoch) -> Result<(), Refusal> {
+        if given == self.epoch && self.connected_since.is_some() {
+            return Ok(());
+        }
+        Err(Refusal::StaleSession { given, current: self.epoch })
+    }
+
+    /// Whether somebody is connected who wants what comes over `channel`.
+    pub(crate) fn listens_to(&self, channel: Channel) -> bool {
+        self.connected_since.is_some() && self.subscriptions.contains_key(&channel)
+    }
+
+    /// Raises the epoch, so that nobody is connected. The answer is the epoch of the connection that was live.
+    pub(crate) fn revoke(&mut self, at: LogTime) -> Option<SessionEpoch> {
+        let former = self.end(at);
+        self.epoch = self.epoch.next();
+        former
+    }
+
+    /// Makes a new connection the live one. The answer is the epoch of the one that was.
+    pub(crate) fn connect(&mut self, clean_session: bool, at: LogTime) -> Option<SessionEpoch> {
+        let former = self.revoke(at);
+        self.connected_since = Some(at);
+        self.changed = Some(at);
+        if clean_session {
+            self.subscriptions.clear();
+        }
+        former
+    }
+
+    /// Nobody is connected any more; the epoch stays. The answer is the epoch of the connection that was live.
+    pub(crate) fn end(&mut self, at: LogTime) -> Option<SessionEpoch> {
+        self.connected_since.take()?;
+        self.changed = Some(at);
+        Some(self.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connected() -> Presence {
+        let mut presence = Presence::default();
+        presence.connect(false, LogTime::new(1));
+        presence
+    }
+
+    #[test]
+    fn only_the_newest_connection_is_live() {
+        let mut presence = connected();
+        let first = presence.epoch;
+        assert_eq!(presence.connect(false, LogTime::new(2)), Some(first));
+        let current = presence.epoch;
+        assert_eq!(
+            presence.check_live(first),
+            Err(Refusal::StaleSession { given: first, current })
+        );
+        assert_eq!(presence.check_live(current), Ok(()));
+    }
+
+    #[test]
+    fn nobody_is_live_after_the_end() {
+        let mut presence = connected();
+        let epoch = presence.epoch;
+        assert_eq!(presence.end(LogTime::new(2)), Some(epoch));
+        assert_eq!(presence.end(LogTime::new(3)), None);
+        presence.check_live(epoch).expect_err("it has ended");
+        assert_eq!(presence.changed, Some(LogTime::new(2)));
+    }
+
+    #[test]
+    fn subscriptions_outlive_a_connection_but_not_a_clean_one() {
+        let mut presence = connected();
+        presence.subscriptions.insert(Channel::DesiredPatches, Qos::AtLeastOnce);
+        presence.end(LogTime::new(2));
+        assert!(!presence.listens_to(Channel::DesiredPatches), "nobody is there to listen");
+        presence.connect(false, LogTime::new(3));
+        assert!(presence.listens_to(Channel::DesiredPatches));
+        presence.connect(true, LogTime::new(4));
+        assert!(!presence.listens_to(Channel::DesiredPatches));
+    }
+}

@@ -1,0 +1,121 @@
+//! What the tests of several files share: documents written as short text, and generators.
+
+use proptest::prelude::*;
+
+use crate::change::DeviceSpec;
+use crate::device::{Authentication, Key, Status};
+use crate::document::{Object, Value};
+
+/// Reads a document written as JSON without quotes: `{a:1,b:[x,0.5,null],c:{d:true}}`.
+pub(crate) fn object(text: &str) -> Object {
+    let mut reader = Reader { rest: text };
+    let Value::Object(object) = reader.value() else { panic!("{text} is not an object") };
+    assert_eq!(reader.rest, "", "left over of {text}");
+    object
+}
+
+struct Reader<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn value(&mut self) -> Value {
+        match self.rest.chars().next() {
+            Some('{') => {
+                let members = self.list('}', |reader| {
+                    let key = reader.word();
+                    reader.skip(':');
+                    (key.to_owned(), reader.value())
+                });
+                Value::Object(members.into_iter().collect())
+            }
+            Some('[') => Value::Array(self.list(']', Self::value)),
+            Some(_) | None => scalar(self.word()),
+        }
+    }
+
+    fn list<T>(&mut self, end: char, item: impl Fn(&mut Self) -> T) -> Vec<T> {
+        self.rest = &self.rest[1..];
+        let mut items = Vec::new();
+        while !self.rest.starts_with(end) {
+            items.push(item(self));
+            if !self.rest.starts_with(end) {
+                self.skip(',');
+            }
+        }
+        self.skip(end);
+        items
+    }
+
+    fn word(&mut self) -> &'a str {
+        let end = self.rest.find([':', ',', '}', ']']).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        word
+    }
+
+    fn skip(&mut self, expected: char) {
+        let rest = self.rest.strip_prefix(expected);
+        self.rest = rest.unwrap_or_else(|| panic!("no {expected} before {}", self.rest));
+    }
+}
+
+fn scalar(word: &str) -> Value {
+    match word {
+        "null" => Value::Null,
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        word => match (word.parse(), word.parse()) {
+            (Ok(integer), _) => Value::Integer(integer),
+            (Err(_), Ok(float)) => Value::Float(float),
+            (Err(_), Err(_)) => Value::Text(word.to_owned()),
+        },
+    }
+}
+
+pub(crate) fn key(byte: u8) -> Key {
+    Key::new(vec![byte; 32]).expect("32 bytes are a legal key")
+}
+
+/// An enabled device with two keys and an empty twin.
+pub(crate) fn spec() -> DeviceSpec {
+    DeviceSpec {
+        status: Status::Enabled,
+        status_reason: None,
+        authentication: Authentication::Sas { primary: key(1), secondary: key(2) },
+        tags: Object::new(),
+        desired: Object::new(),
+    }
+}
+
+/// Few keys, so that documents meet in them.
+fn short_key() -> impl Strategy<Value = String> {
+    "[abc]"
+}
+
+fn scalars() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        any::<bool>().prop_map(Value::Bool),
+        (-9_i64..9).prop_map(Value::Integer),
+        (-9_i32..9).prop_map(|number| Value::Float(f64::from(number) / 4.0)),
+        "[xyz]{0,3}".prop_map(Value::Text),
+        prop::collection::vec(Just(Value::Null), 0..3).prop_map(Value::Array),
+    ]
+}
+
+fn documents(leaf: impl Strategy<Value = Value> + 'static) -> impl Strategy<Value = Object> {
+    let value = leaf.prop_recursive(3, 24, 4, |value| {
+        prop::collection::btree_map(short_key(), value, 0..4).prop_map(Value::Object)
+    });
+    prop::collection::btree_map(short_key(), value, 0..4)
+}
+
+/// A legal section: no member is `null`.
+pub(crate) fn section() -> impl Strategy<Value = Object> {
+    documents(scalars())
+}
+
+/// A legal patch.
+pub(crate) fn patch() -> impl Strategy<Value = Object> {
+    documents(prop_oneof![3 => scalars().boxed(), 1 => Just(Value::Null).boxed()])
+}
