@@ -7,6 +7,7 @@ pub mod change;
 pub mod device;
 pub mod document;
 pub mod ids;
+pub mod message;
 pub mod meta;
 pub mod placement;
 pub mod presence;

@@ -1,11 +1,10 @@
 //! The one way into the cluster: a method a request. Each may be called at any node.
 
-use drover_core::change::{Condition, DeviceSpec, Event, Message, TwinUpdate};
+use drover_core::change::{Condition, DeviceSpec, TwinUpdate};
 use drover_core::device::{Authentication, Device, Status};
 use drover_core::document::Object;
-use drover_core::ids::{
-    DeviceId, GenerationId, LogTime, NodeId, Offset, SessionEpoch, ShardId, Version,
-};
+use drover_core::ids::{DeviceId, LogTime, NodeId, Offset, ShardId, Version};
+pub use drover_core::message::{Live, StoredMessage, StreamPage};
 use drover_core::meta::{Member, Meta, Policy};
 use drover_core::twin::Twin;
 use tokio::sync::mpsc;
@@ -43,31 +42,6 @@ pub struct DevicePage {
     pub next: Option<(ShardId, Option<DeviceId>)>,
 }
 
-/// A message as it stands in its shard's stream.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredMessage {
-    pub shard: ShardId,
-    pub offset: Offset,
-    pub at: LogTime,
-    pub device: DeviceId,
-    pub generation: GenerationId,
-    /// The connection it came over; `None` for a single request.
-    pub epoch: Option<SessionEpoch>,
-    /// What the device proved its identity with: `sas`, `selfSigned`, `certificateAuthority`, `none`.
-    pub authentication: &'static str,
-    pub message: Message,
-}
-
-/// Messages of a stream from an offset on.
-#[derive(Debug, Clone)]
-pub struct StreamPage {
-    pub messages: Vec<StoredMessage>,
-    /// Where to read on.
-    pub next: Offset,
-    /// The first offset that retention has left.
-    pub first: Offset,
-}
-
 /// Limits of one read of a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimits {
@@ -85,15 +59,6 @@ pub struct StreamState {
     pub next: Offset,
     pub cursors: Vec<(String, Offset)>,
     pub device_count: u64,
-}
-
-/// What live readers are told, best effort.
-#[derive(Debug, Clone)]
-pub enum Live {
-    Messages(Vec<StoredMessage>),
-    Event(Event),
-    /// So many were dropped because this reader was slow.
-    Missed(u64),
 }
 
 /// What a cluster is made from.

@@ -1,7 +1,7 @@
 //! What callers of the cluster can see, and what to do next.
 
 use drover_core::change::Refusal;
-use drover_core::ids::GroupId;
+use drover_core::ids::{DeviceId, GroupId};
 use drover_core::meta::MetaRefusal;
 
 /// Three kinds are kept apart: refused (deterministic, nothing was changed), try again (nothing was changed, or it is
@@ -21,6 +21,9 @@ pub enum Error {
     /// Nothing was changed: a queue is full.
     #[error("{what} is full: try again later")]
     Busy { what: String },
+    /// Nothing was changed: the actor of the device failed while the request waited for it.
+    #[error("the actor of device {device} has failed and was restarted: try again")]
+    Restarted { device: DeviceId },
     /// Nothing was changed: the device sends more than its configured rate.
     #[error("the rate limit of the device is used up: send more slowly")]
     RateLimited,
@@ -50,6 +53,7 @@ impl Error {
         match self {
             Self::NoLeader { .. }
             | Self::Busy { .. }
+            | Self::Restarted { .. }
             | Self::RateLimited
             | Self::Timeout
             | Self::LeaderLost { .. }
