@@ -3,6 +3,9 @@
 pub mod group;
 pub mod groups;
 pub mod peers;
+pub mod runtime;
+pub mod snapshot;
+pub mod types;
 
 use drover_core::change::{Effect, Outcome};
 use drover_core::ids::NodeId;
