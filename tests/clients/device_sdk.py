@@ -1,0 +1,60 @@
+"""A device on Azure's SDK, unmodified: device_sdk.py CA PORT CONNECTION_STRING
+
+It prints a line for each thing that happened and then keeps listening. The test reads the lines, changes the twin, kills
+the node and starts it again.
+"""
+
+import asyncio
+import json
+import sys
+
+from azure.iot.device import Message
+from azure.iot.device.aio import IoTHubDeviceClient
+
+
+def use_port(port):
+    """The SDK dials 8883 and has no option for another port: the MQTT client below it is told here, as a redirect of
+    the port would do it. Nothing else of the SDK is touched."""
+    import paho.mqtt.client
+
+    connect = paho.mqtt.client.Client.connect
+
+    def connect_to(self, host, port=None, **more):
+        return connect(self, host, port=use_port.port, **more)
+
+    use_port.port = port
+    paho.mqtt.client.Client.connect = connect_to
+
+
+def say(what, value=""):
+    print(what, value, flush=True)
+
+
+async def main(ca, port, connection_string):
+    use_port(int(port))
+    with open(ca, encoding="ascii") as file:
+        certificate = file.read()
+    client = IoTHubDeviceClient.create_from_connection_string(
+        connection_string, server_verification_cert=certificate, connection_retry_interval=1
+    )
+    await client.connect()
+
+    message = Message("hello from the SDK")
+    message.custom_properties["color"] = "light blue"
+    message.content_type = "text/plain"
+    await client.send_message(message)
+    say("telemetry acknowledged")
+
+    say("twin", json.dumps(await client.get_twin()))
+    await client.patch_twin_reported_properties({"answer": 42})
+    say("reported")
+
+    client.on_twin_desired_properties_patch_received = lambda patch: say("desired", json.dumps(patch))
+    client.on_connection_state_change = lambda: say("connected" if client.connected else "disconnected")
+    # Setting the handler subscribes in the background; a request that follows is answered after it.
+    await client.get_twin()
+    say("listening")
+    await asyncio.Event().wait()
+
+
+asyncio.run(main(*sys.argv[1:]))
