@@ -49,19 +49,38 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Er
     TcpListener::bind(address).await.map_err(|problem| Error::Listen { what, address, problem })
 }
 
-/// Runs a node until SIGTERM or SIGINT.
-pub fn until_signal(config: Config) -> Result<(), Error> {
+/// The file in the data folder with the token that may make a cluster of this node, and nothing else.
+pub const BOOTSTRAP_TOKEN: &str = "admin.token";
+
+/// Runs `task` on a runtime of its own; its token is cancelled at SIGTERM and SIGINT.
+pub fn block_on<E, F>(task: impl FnOnce(CancellationToken) -> F) -> Result<(), E>
+where
+    E: From<Error>,
+    F: Future<Output = Result<(), E>>,
+{
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Failed(format!("no threads to run on: {error}")))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let stop_on_signal = stop_on_signal(stop.clone())?;
-        let ended = until(config, stop).await;
-        stop_on_signal.abort();
+        let signals = stop_on_signal(stop.clone())?;
+        let ended = task(stop).await;
+        signals.abort();
         ended
-    })
+    });
+    // Reading the standard input cannot be interrupted: whoever waits for it is left behind.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Cancels `stop` when nobody holds the other end of the standard input any more.
+pub fn stop_at_end_of_input(stop: CancellationToken) {
+    tokio::task::spawn_blocking(move || {
+        let read = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        tracing::info!(?read, "the standard input has ended");
+        stop.cancel();
+    });
 }
 
 fn stop_on_signal(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>, Error> {

@@ -41,6 +41,9 @@ pub(super) struct Arguments {
     /// What is logged (log.filter).
     #[arg(long, value_name = "FILTER")]
     log_filter: Option<String>,
+    /// Stop when the standard input ends, so that a node ends with the program that started it.
+    #[arg(long)]
+    stop_at_end_of_input: bool,
 }
 
 impl Arguments {
@@ -69,5 +72,10 @@ impl Arguments {
 pub(super) fn call(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.sources().load()?;
     observe::start_logging(&config.log).map_err(Failure::Usage)?;
-    Ok(run::until_signal(config)?)
+    run::block_on(|stop| async move {
+        if arguments.stop_at_end_of_input {
+            run::stop_at_end_of_input(stop.clone());
+        }
+        Ok(run::until(config, stop).await?)
+    })
 }
