@@ -2,6 +2,9 @@
 
 pub mod group;
 pub mod groups;
+mod log_record;
+pub mod log_store;
+mod log_tail;
 pub mod peers;
 pub mod runtime;
 pub mod snapshot;

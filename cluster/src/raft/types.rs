@@ -29,7 +29,7 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type LeaderId = LeaderId;
     type Vote = openraft::impls::Vote<LeaderId>;
     type Payload = EntryPayload;
-    type Entry = openraft::Entry<<LeaderId as RaftLeaderId>::Committed, EntryPayload>;
+    type Entry = openraft::Entry<CommittedLeaderId, EntryPayload>;
     type AsyncRuntime = Runtime;
     type Responder<T>
         = OneshotResponder<Self, T>
@@ -43,6 +43,8 @@ impl openraft::RaftTypeConfig for TypeConfig {
 }
 
 pub type LeaderId = leader_id_std::LeaderId<u64, NodeId>;
+/// In a log id: just the term.
+pub type CommittedLeaderId = <LeaderId as RaftLeaderId>::Committed;
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;

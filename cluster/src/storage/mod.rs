@@ -178,4 +178,7 @@ pub enum Error {
     Corrupt { what: String },
     #[error("the store failed: {what}")]
     Io { what: String },
+    /// The replica must not vote or acknowledge any more: remove it, and add the node again under a new generation.
+    #[error("the log of {group} has lost what it acknowledged: {what}")]
+    Amnesia { group: GroupId, what: String },
 }
