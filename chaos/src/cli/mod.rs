@@ -1,0 +1,42 @@
+//! The arguments of `chaos`, one file a subcommand.
+
+mod load;
+
+use std::io::Write as _;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+/// Breaks and measures Drover clusters (and brokers like them).
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Command {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Subcommand)]
+enum Job {
+    /// Drive a broker that is already running.
+    Load(load::Load),
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self.job {
+            Job::Load(load) => load.run().await,
+        }
+    }
+}
+
+/// The result goes to standard output: a line for people, or JSON.
+fn print(line: &impl std::fmt::Display, value: &impl Serialize, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, value)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The load generator: how fast a broker acknowledges, and at what cost.
+//!
+//! Closed loop ([`closed`]) asks for the greatest throughput: each connection keeps a window full. Open loop ([`open`])
+//! asks for latency at a rate: what is late counts from when it should have been sent. [`idle`] only connects.
+//!
+//! It is written to run on one thread beside the nodes that it measures.
+
+pub mod closed;
+pub mod idle;
+pub mod open;
+pub mod report;
+mod request;
+
+pub use report::Report;
+pub use request::Kind;

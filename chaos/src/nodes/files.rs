@@ -1,0 +1,166 @@
+//! The folder of a cluster: certificates, a configuration a node, data, logs.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use toml::{Table, Value, toml};
+
+use super::authority::Authority;
+use crate::peers::until_ok;
+use crate::ports;
+
+/// Written by a node that has not been initialized; it proves that whoever initializes it may read its disk.
+const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
+
+pub(super) struct Layout {
+    folder: PathBuf,
+    pub(super) ca_pem: String,
+    nodes: Vec<Addresses>,
+}
+
+/// Where one node listens.
+struct Addresses {
+    mqtt: SocketAddr,
+    mqtts: SocketAddr,
+    admin: SocketAddr,
+    http: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Layout {
+    /// Writes everything that `count` nodes need to start.
+    pub(super) fn create(folder: &Path, count: usize) -> anyhow::Result<Self> {
+        let ports = ports::several(5 * count)?;
+        let nodes = ports.chunks_exact(5).map(|of_node| Addresses {
+            mqtt: of_node[0],
+            mqtts: of_node[1],
+            admin: of_node[2],
+            http: of_node[3],
+            peer: of_node[4],
+        });
+        let hub = Authority::new("chaos hub")?;
+        let members = Authority::new("chaos members")?;
+        hub.sign(folder, "server", &[super::HOST, "127.0.0.1"])?;
+        fs::write(folder.join("peer-ca.pem"), &members.pem)?;
+        let layout =
+            Self { folder: folder.to_owned(), ca_pem: hub.pem.clone(), nodes: nodes.collect() };
+        for node in 0..count {
+            let home = layout.home(node);
+            fs::create_dir_all(&home)?;
+            members.sign(&home, "peer", &[&format!("node-{}-0.drover", node + 1)])?;
+            fs::write(layout.config(node), layout.text(node).to_string())?;
+        }
+        Ok(layout)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn home(&self, node: usize) -> PathBuf {
+        self.folder.join(format!("node-{}", node + 1))
+    }
+
+    pub(super) fn config(&self, node: usize) -> PathBuf {
+        self.home(node).join("node.toml")
+    }
+
+    pub(super) fn log(&self, node: usize) -> PathBuf {
+        self.home(node).join("log")
+    }
+
+    pub(super) fn data(&self, node: usize) -> PathBuf {
+        self.home(node).join("data")
+    }
+
+    pub(super) fn mqtt_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.mqtt).collect()
+    }
+
+    pub(super) fn mqtts_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.mqtts).collect()
+    }
+
+    pub(super) fn admin_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.admin).collect()
+    }
+
+    pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.peer).collect()
+    }
+
+    /// What the first node wrote when it started, once it has.
+    pub(super) async fn bootstrap_token(&self, patience: Duration) -> anyhow::Result<String> {
+        let file = self.data(0).join(BOOTSTRAP_TOKEN);
+        let read = || fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()));
+        let text = until_ok("the first node starts", patience, async || read()).await?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn text(&self, node: usize) -> Table {
+        let own = &self.nodes[node];
+        let path = |path: PathBuf| Value::from(path.to_string_lossy().into_owned());
+        let text = |address: SocketAddr| Value::from(address.to_string());
+        // A measurement asks for all a device can send: the rate limit of one device is off.
+        let mut table = toml! {
+            [node]
+            [listen]
+            [tls]
+            [limits]
+            device_messages_per_second = 0
+            [log]
+            filter = "warn,rumqttd=off"
+        };
+        let sections: [(&str, Vec<(&str, Value)>); 3] = [
+            (
+                "node",
+                vec![
+                    ("number", Value::from(node as i64 + 1)),
+                    ("data", path(self.data(node))),
+                    ("host_names", Value::from(vec![super::HOST])),
+                ],
+            ),
+            (
+                "listen",
+                vec![
+                    ("peer", text(own.peer)),
+                    ("mqtts", text(own.mqtts)),
+                    ("mqtt", text(own.mqtt)),
+                    ("grpc", text(own.admin)),
+                    ("http", text(own.http)),
+                ],
+            ),
+            (
+                "tls",
+                vec![
+                    ("certificate", path(self.folder.join("server.pem"))),
+                    ("key", path(self.folder.join("server.key"))),
+                    ("peer_certificate", path(self.home(node).join("peer.pem"))),
+                    ("peer_key", path(self.home(node).join("peer.key"))),
+                    ("peer_ca", path(self.folder.join("peer-ca.pem"))),
+                ],
+            ),
+        ];
+        for (name, values) in sections {
+            let section = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            let section = section.as_table_mut().expect("sections are tables");
+            section.extend(values.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        }
+        table.insert("peers".to_owned(), Value::from(self.peers()));
+        table
+    }
+
+    fn peers(&self) -> Vec<Value> {
+        let peer = |(node, own): (usize, &Addresses)| {
+            let mut table = Table::new();
+            table.insert("number".to_owned(), Value::from(node as i64 + 1));
+            table.insert("peer_address".to_owned(), Value::from(own.peer.to_string()));
+            table.insert("admin_address".to_owned(), Value::from(own.admin.to_string()));
+            Value::Table(table)
+        };
+        self.nodes.iter().enumerate().map(peer).collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! A real cluster: `drover node` processes on loopback, started, killed and started again.
+//!
+//! [`authority`] makes the certificates, [`files`] the configuration, [`admin`] speaks to the API. What the cluster stores
+//! lives in a temporary folder that goes when the cluster goes.
+
+pub mod admin;
+mod authority;
+mod files;
+mod program;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+
+use crate::fleet::Fleet;
+use crate::mqtt::link::Tls;
+use crate::peers::{total, until_ok};
+use crate::process::{Process, Usage};
+use admin::Admin;
+use files::Layout;
+
+/// The name that the hub answers to.
+pub const HOST: &str = "localhost";
+/// The key of every device of a run, base64 of 32 bytes: a measurement keeps no secrets.
+pub const DEVICE_KEY: &str = "ZHJvdmVyLWNoYW9zLWRldmljZS1rZXktMDEyMzQ1Njc=";
+/// Three nodes on two busy cores elect the leaders of all shards well within this.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    pub nodes: usize,
+    pub shards: u32,
+}
+
+/// A running cluster. Its processes end and its data goes when this is dropped.
+pub struct Nodes {
+    program: PathBuf,
+    layout: Layout,
+    processes: Vec<Option<Process>>,
+    admin: Admin,
+    folder: TempDir,
+}
+
+impl Nodes {
+    /// Starts the nodes, initializes the cluster and waits until each shard has a leader.
+    pub async fn start(shape: &Shape) -> anyhow::Result<Self> {
+        let program = program::find()?;
+        let folder = TempDir::with_prefix("drover-chaos-")?;
+        let layout = Layout::create(folder.path(), shape.nodes)?;
+        let mut processes = Vec::new();
+        for node in 0..shape.nodes {
+            processes.push(Some(spawn(&program, &layout, node)?));
+        }
+        let token = layout.bootstrap_token(READY_TIMEOUT).await.with_context(|| logs(&layout))?;
+        let admin = Admin::initialize(&layout, &token, shape.shards, READY_TIMEOUT)
+            .await
+            .with_context(|| logs(&layout))?;
+        let nodes = Self { program, layout, processes, admin, folder };
+        nodes.until_led(READY_TIMEOUT).await?;
+        Ok(nodes)
+    }
+
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where a node keeps its data.
+    pub fn data(&self, node: usize) -> PathBuf {
+        self.layout.data(node)
+    }
+
+    pub fn count(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Devices that connect without TLS, spread over the nodes.
+    pub fn fleet(&self, client_id: &str) -> Fleet {
+        Fleet::hub(self.layout.mqtt_addresses(), HOST, client_id, DEVICE_KEY)
+    }
+
+    /// The same by TLS.
+    pub fn fleet_tls(&self, client_id: &str) -> anyhow::Result<Fleet> {
+        let addresses: Vec<SocketAddr> = self.layout.mqtts_addresses();
+        let tls = Tls::new(self.layout.ca_pem.as_bytes(), HOST)?;
+        Ok(Fleet::hub(addresses, HOST, client_id, DEVICE_KEY).with_tls(tls))
+    }
+
+    pub async fn kill(&mut self, node: usize) -> anyhow::Result<()> {
+        let mut process = self.processes[node].take().context("the node is down already")?;
+        process.kill().await
+    }
+
+    pub fn restart(&mut self, node: usize) -> anyhow::Result<()> {
+        ensure!(self.processes[node].is_none(), "the node is up already");
+        self.processes[node] = Some(spawn(&self.program, &self.layout, node)?);
+        Ok(())
+    }
+
+    pub fn usage_of(&self, node: usize) -> anyhow::Result<Usage> {
+        self.processes[node].as_ref().context("the node is down")?.usage()
+    }
+
+    /// What the running nodes have used together.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        total(self.processes.iter().flatten())
+    }
+
+    /// A node that ended by itself has a bug: the end of its log says which.
+    pub fn check_alive(&mut self) -> anyhow::Result<()> {
+        for process in self.processes.iter_mut().flatten() {
+            let ended = process.has_ended()?;
+            ensure!(!ended, "{} ended by itself\n{}", process.name, logs(&self.layout));
+        }
+        Ok(())
+    }
+
+    /// Waits until every shard, and the meta group, has a leader that is up.
+    pub async fn until_led(&self, patience: Duration) -> anyhow::Result<()> {
+        until_ok("every shard has a leader", patience, async || {
+            let status = self.admin.status().await?;
+            let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
+            ensure!(leaderless == 0, "{leaderless} of {} groups have no leader", status.shards.len());
+            Ok(())
+        })
+        .await
+        .with_context(|| logs(&self.layout))
+    }
+
+    /// Waits until `node` answers for itself; says how long that took.
+    pub async fn until_answers(&self, node: usize, patience: Duration) -> anyhow::Result<Duration> {
+        let begin = Instant::now();
+        while begin.elapsed() < patience {
+            if self.admin.status_at(node).await.is_ok() {
+                return Ok(begin.elapsed());
+            }
+            sleep(PAUSE).await;
+        }
+        self.admin.status_at(node).await.with_context(|| logs(&self.layout))?;
+        Ok(begin.elapsed())
+    }
+}
+
+fn spawn(program: &Path, layout: &Layout, node: usize) -> anyhow::Result<Process> {
+    let mut command = Command::new(program);
+    command.arg("node").arg("--config").arg(layout.config(node));
+    Process::start(&format!("node {}", node + 1), &mut command, &layout.log(node))
+}
+
+/// The last lines that each node said.
+fn logs(layout: &Layout) -> String {
+    const LINES: usize = 8;
+    let mut text = String::new();
+    for node in 0..layout.count() {
+        let log = std::fs::read_to_string(layout.log(node)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(LINES).collect();
+        for line in lines.iter().rev() {
+            text.push_str(&format!("node {} | {line}\n", node + 1));
+        }
+    }
+    text
+}
