@@ -6,10 +6,13 @@
 //! what SIGKILL cannot: a kernel keeps unsynced pages of a killed process.
 
 pub mod fleet;
+pub mod history;
+pub mod kill;
 pub mod load;
 pub mod mqtt;
 pub mod nodes;
 pub mod peers;
 pub mod ports;
 pub mod process;
+pub mod promises;
 pub mod sas;

@@ -10,5 +10,8 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     // One thread: the generator must leave the cores to what it measures.
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(cli::Command::parse().run())
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(cli::Command::parse().run())
 }

@@ -33,7 +33,10 @@ fn token_until(
     Ok(format!("SharedAccessSignature sr={escaped}&sig={signature}&se={expiry_s}{policy}"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "a token's expiry is a date: there is no other source")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a token's expiry is a date: there is no other source"
+)]
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_secs()
 }

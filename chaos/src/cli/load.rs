@@ -91,7 +91,8 @@ impl Devices {
             fleet.credentials = Credentials::Password(password);
         }
         if let Some(path) = self.ca_file {
-            let pem = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            let pem =
+                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             fleet = fleet.with_tls(Tls::new(&pem, &self.host)?);
         }
         Ok(fleet)

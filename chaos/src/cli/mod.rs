@@ -1,5 +1,6 @@
 //! The arguments of `chaos`, one file a subcommand.
 
+mod kill;
 mod load;
 
 use std::io::Write as _;
@@ -19,12 +20,15 @@ pub(crate) struct Command {
 enum Job {
     /// Drive a broker that is already running.
     Load(load::Load),
+    /// Kill nodes of a cluster while devices send, and check what was kept.
+    Kill(kill::Kill),
 }
 
 impl Command {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self.job {
             Job::Load(load) => load.run().await,
+            Job::Kill(kill) => kill.run().await,
         }
     }
 }

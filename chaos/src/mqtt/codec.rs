@@ -43,7 +43,8 @@ pub struct Connect<'a> {
 impl Connect<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let optional = |text: Option<&str>| text.map_or(0, |text| 2 + text.len());
-        let length = 10 + 2 + self.client_id.len() + optional(self.username) + optional(self.password);
+        let length =
+            10 + 2 + self.client_id.len() + optional(self.username) + optional(self.password);
         out.push(0x10);
         put_length(out, length);
         out.extend_from_slice(&[0, 4, b'M', b'Q', b'T', b'T', 4]);

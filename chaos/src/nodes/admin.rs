@@ -68,11 +68,15 @@ impl Admin {
         };
         let answer = until_ok("the cluster is initialized", patience, async || {
             let request = bootstrap.request(request.clone());
-            Ok(ClusterClient::new(bootstrap.nodes[0].clone()).initialize(request).await?.into_inner())
+            Ok(ClusterClient::new(bootstrap.nodes[0].clone())
+                .initialize(request)
+                .await?
+                .into_inner())
         })
         .await?;
         let administers = Permission::ClusterAdmin as i32;
-        let policy = answer.policies.iter().find(|policy| policy.permissions.contains(&administers));
+        let policy =
+            answer.policies.iter().find(|policy| policy.permissions.contains(&administers));
         let policy = policy.context("no policy may administer the cluster")?;
         let token = sas::token(HOST, &policy.primary_key, Some(&policy.name))?;
         Ok(Self { credential: token.parse()?, ..bootstrap })
@@ -103,7 +107,8 @@ impl Admin {
 
     pub async fn status(&self) -> anyhow::Result<ClusterStatus> {
         self.anywhere(async |node| {
-            let answer = ClusterClient::new(node).get_status(self.request(GetStatusRequest {})).await;
+            let answer =
+                ClusterClient::new(node).get_status(self.request(GetStatusRequest {})).await;
             Ok(answer?.into_inner())
         })
         .await
@@ -141,7 +146,11 @@ impl Admin {
         let results = until_ok("devices are created", CALL_TIMEOUT * 3, async || {
             self.anywhere(async |node| {
                 let request = self.request(request.clone());
-                Ok(DevicesClient::new(node).bulk_create_devices(request).await?.into_inner().results)
+                Ok(DevicesClient::new(node)
+                    .bulk_create_devices(request)
+                    .await?
+                    .into_inner()
+                    .results)
             })
             .await
         })
@@ -152,7 +161,9 @@ impl Admin {
                 Some(bulk_result::Result::Device(_)) => {}
                 Some(bulk_result::Result::Error(error))
                     if error.code == Code::AlreadyExists as i32 => {}
-                Some(bulk_result::Result::Error(error)) => bail!("{}: {}", result.id, error.message),
+                Some(bulk_result::Result::Error(error)) => {
+                    bail!("{}: {}", result.id, error.message)
+                }
                 None => bail!("{}: no result", result.id),
             }
         }
@@ -160,9 +171,14 @@ impl Admin {
     }
 
     /// The whole stream of a shard, read at `node`, from its first message to `until`.
-    pub async fn stream(&self, node: usize, shard: u32, until: u64) -> anyhow::Result<Vec<Message>> {
-        let mut client = MessagesClient::new(self.nodes[node].clone())
-            .max_decoding_message_size(64 << 20);
+    pub async fn stream(
+        &self,
+        node: usize,
+        shard: u32,
+        until: u64,
+    ) -> anyhow::Result<Vec<Message>> {
+        let mut client =
+            MessagesClient::new(self.nodes[node].clone()).max_decoding_message_size(64 << 20);
         let mut request = self.request(ReadStreamRequest {
             shard,
             from: Some(ReadFrom::Offset(0)),
@@ -199,10 +215,8 @@ fn channels(layout: &Layout) -> anyhow::Result<Vec<Channel>> {
 }
 
 fn with_key(id: &String) -> CreateDeviceRequest {
-    let keys = SymmetricKeys {
-        primary_key: DEVICE_KEY.to_owned(),
-        secondary_key: DEVICE_KEY.to_owned(),
-    };
+    let keys =
+        SymmetricKeys { primary_key: DEVICE_KEY.to_owned(), secondary_key: DEVICE_KEY.to_owned() };
     CreateDeviceRequest {
         id: id.clone(),
         authentication: Some(Authentication { kind: Some(Kind::Sas(keys)) }),

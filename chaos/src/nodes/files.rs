@@ -13,7 +13,7 @@ use crate::peers::until_ok;
 use crate::ports;
 
 /// Written by a node that has not been initialized; it proves that whoever initializes it may read its disk.
-const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
+const BOOTSTRAP_TOKEN: &str = "admin.token";
 
 pub(super) struct Layout {
     folder: PathBuf,
@@ -95,7 +95,8 @@ impl Layout {
     /// What the first node wrote when it started, once it has.
     pub(super) async fn bootstrap_token(&self, patience: Duration) -> anyhow::Result<String> {
         let file = self.data(0).join(BOOTSTRAP_TOKEN);
-        let read = || fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()));
+        let read =
+            || fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()));
         let text = until_ok("the first node starts", patience, async || read()).await?;
         Ok(text.trim().to_owned())
     }

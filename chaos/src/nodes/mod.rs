@@ -130,7 +130,11 @@ impl Nodes {
         until_ok("every shard has a leader", patience, async || {
             let status = self.admin.status().await?;
             let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
-            ensure!(leaderless == 0, "{leaderless} of {} groups have no leader", status.shards.len());
+            ensure!(
+                leaderless == 0,
+                "{leaderless} of {} groups have no leader",
+                status.shards.len()
+            );
             Ok(())
         })
         .await

@@ -45,7 +45,8 @@ pub async fn start() -> anyhow::Result<Peer> {
     let members = (0..NODES).map(member).collect::<Vec<_>>().join(",");
     let mut processes = Vec::new();
     for node in 0..NODES {
-        let (client, peer) = (format!("http://{}", clients[node]), format!("http://{}", peers[node]));
+        let (client, peer) =
+            (format!("http://{}", clients[node]), format!("http://{}", peers[node]));
         let mut command = Command::new(PROGRAM);
         command
             .args(["--name", &format!("n{node}"), "--initial-cluster", &members])

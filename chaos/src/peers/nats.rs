@@ -38,14 +38,22 @@ pub async fn start(sync: Sync) -> anyhow::Result<Peer> {
         fs::write(&config, text(folder.path(), node, mqtt[node], client[node], route, sync))?;
         let log = folder.path().join(format!("nats-{node}.log"));
         let mut command = Command::new(PROGRAM);
-        processes.push(Process::start(&format!("nats-{node}"), command.arg("-c").arg(&config), &log)?);
+        processes.push(Process::start(
+            &format!("nats-{node}"),
+            command.arg("-c").arg(&config),
+            &log,
+        )?);
     }
     let mut peer = Peer { addresses: mqtt.to_vec(), processes, _folder: folder };
     // It accepts devices some seconds before it can store what they say.
     let fleet = Fleet::broker(peer.addresses.clone());
     until_ok("NATS acknowledges a message at each node", START_TIMEOUT, async || {
         for process in &mut peer.processes {
-            ensure!(!process.has_ended()?, "{} ended: it may not know its configuration", process.name);
+            ensure!(
+                !process.has_ended()?,
+                "{} ended: it may not know its configuration",
+                process.name
+            );
         }
         for number in 0..NODES {
             acknowledged(&fleet, number).await?;

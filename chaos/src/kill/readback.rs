@@ -1,0 +1,92 @@
+//! What the cluster kept: every stream, twice and at different nodes, and every twin.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use drover_proto::admin::{Message, Twin};
+use prost_types::value::Kind;
+use serde_json::Value;
+
+use super::device::body;
+use crate::history::{DeviceHistory, FinalTwin, PATCH_SLOTS, StoredCopy};
+use crate::nodes::Nodes;
+use crate::promises::Violation;
+use crate::promises::p1_telemetry::Streams;
+
+pub(super) struct Kept {
+    pub(super) streams: Streams,
+    pub(super) twins: BTreeMap<String, FinalTwin>,
+    /// Two reads that differ.
+    pub(super) violations: Vec<Violation>,
+}
+
+pub(super) async fn read(
+    nodes: &Nodes,
+    shards: u32,
+    histories: &[DeviceHistory],
+) -> anyhow::Result<Kept> {
+    let admin = nodes.admin();
+    let status = admin.status().await?;
+    let mut kept =
+        Kept { streams: BTreeMap::new(), twins: BTreeMap::new(), violations: Vec::new() };
+    for shard in 0..shards {
+        let group = status.shards.iter().find(|group| group.shard == Some(shard));
+        let until =
+            group.with_context(|| format!("shard {shard} is not in the status"))?.next_offset;
+        let (one, other) = (shard as usize % nodes.count(), (shard as usize + 1) % nodes.count());
+        let first = admin.stream(one, shard, until).await?;
+        let second = admin.stream(other, shard, until).await?;
+        if first != second {
+            let seen = format!("nodes {} and {} give different streams", one + 1, other + 1);
+            kept.violations.push(Violation::new(
+                "I-2 stable reads",
+                format!("shard {shard}"),
+                seen,
+            ));
+        }
+        kept.streams.insert(shard, first.iter().map(stored).collect());
+    }
+    for history in histories {
+        let twin = admin.twin(&history.device).await?;
+        kept.twins.insert(history.device.clone(), final_twin(&twin));
+    }
+    Ok(kept)
+}
+
+fn stored(message: &Message) -> Result<StoredCopy, (u64, String)> {
+    let unreadable = |problem: &str| (message.offset, problem.to_owned());
+    let content: Value =
+        serde_json::from_slice(&message.body).map_err(|_| unreadable("the body is not JSON"))?;
+    let sequence = content["sequence"].as_u64().ok_or_else(|| unreadable("no sequence"))?;
+    if message.body != body(&message.device_id, sequence).as_bytes() {
+        return Err(unreadable("the body is not what the device sent"));
+    }
+    let property = |key: &str| {
+        let property =
+            message.application_properties.iter().find(|property| property.key == key)?;
+        property.value.as_ref()?.parse::<u32>().ok()
+    };
+    Ok(StoredCopy {
+        offset: message.offset,
+        device: message.device_id.clone(),
+        sequence,
+        connection: property("c").ok_or_else(|| unreadable("no property c"))?,
+        position: property("p").ok_or_else(|| unreadable("no property p"))?,
+    })
+}
+
+fn final_twin(twin: &Twin) -> FinalTwin {
+    let Some(reported) = &twin.reported else { return FinalTwin::default() };
+    let number = |key: &str| {
+        let value = reported.properties.as_ref()?.fields.get(key)?;
+        match value.kind {
+            Some(Kind::NumberValue(number)) => Some(number as u64),
+            _ => None,
+        }
+    };
+    FinalTwin {
+        version: reported.version,
+        last: number("last").unwrap_or(0),
+        slots: (0..PATCH_SLOTS).map(|slot| number(&format!("s{slot}")).unwrap_or(0)).collect(),
+    }
+}

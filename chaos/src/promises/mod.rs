@@ -1,0 +1,33 @@
+//! The promises, as checks of what clients saw against what the cluster kept.
+//!
+//! Each file is a promise. The checks are pure, so that their own tests can plant a violation and see it found: a check
+//! that cannot fail proves nothing.
+
+pub mod p1_telemetry;
+pub mod p2_twin;
+
+use serde::Serialize;
+
+/// A broken promise: which invariant, of what, and what was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    pub invariant: &'static str,
+    pub subject: String,
+    pub seen: String,
+}
+
+impl Violation {
+    pub fn new(
+        invariant: &'static str,
+        subject: impl Into<String>,
+        seen: impl Into<String>,
+    ) -> Self {
+        Self { invariant, subject: subject.into(), seen: seen.into() }
+    }
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}: {}", self.invariant, self.subject, self.seen)
+    }
+}
