@@ -3,6 +3,9 @@
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
+pub const BUS_MISSED_MESSAGES: &str = "drover_bus_missed_messages_total";
+pub const BUS_READERS: &str = "drover_bus_readers";
+pub const BUS_REBUILDS: &str = "drover_bus_rebuilds_total";
 pub const PROCESS_ALLOCATED_BYTES: &str = "drover_process_allocated_bytes";
 pub const PROCESS_RESIDENT_BYTES: &str = "drover_process_resident_bytes";
 pub const PROCESS_RETAINED_BYTES: &str = "drover_process_retained_bytes";
@@ -16,6 +19,19 @@ enum Kind {
 
 /// Name, kind, unit, and what it says.
 const ALL: &[(&str, Kind, Unit, &str)] = &[
+    (
+        BUS_MISSED_MESSAGES,
+        Kind::Counter,
+        Unit::Count,
+        "Messages that live readers did not get because they, or the bus, were too slow.",
+    ),
+    (BUS_READERS, Kind::Gauge, Unit::Count, "Live readers at this node."),
+    (
+        BUS_REBUILDS,
+        Kind::Counter,
+        Unit::Count,
+        "How often the router of the bus died and was replaced.",
+    ),
     (
         PROCESS_ALLOCATED_BYTES,
         Kind::Gauge,
