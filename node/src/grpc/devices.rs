@@ -1,0 +1,161 @@
+//! `drover.admin.v1.Devices`: parse, call, answer.
+
+use drover_cluster::actors::cluster::DeviceUpdate;
+use drover_cluster::core::change::{Condition, Refusal};
+use drover_cluster::core::device::Device;
+use drover_cluster::core::ids::DeviceId;
+use drover_cluster::{Cluster, Error};
+use drover_proto::admin::devices_server::Devices;
+use drover_proto::admin::{
+    self, BulkCreateDevicesRequest, BulkCreateDevicesResponse, CreateDeviceRequest,
+    DeleteDeviceRequest, DeleteDeviceResponse, GetDeviceRequest, ListDevicesRequest,
+    ListDevicesResponse, RotateKeysRequest, UpdateDeviceRequest,
+};
+use futures::{StreamExt as _, stream};
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, devices};
+use super::status::{self, Invalid};
+
+/// How many devices one call may create (Azure IoT Hub's limit for bulk calls).
+const BULK_MAX: usize = 100;
+/// How many of them are under way at a time: enough to share an fsync, few enough to leave room for others.
+const BULK_CONCURRENCY: usize = 32;
+/// How often a change that depends on the identity as it is starts again when the identity changes meanwhile.
+const ATTEMPTS_MAX: u32 = 4;
+
+#[derive(Debug, Clone)]
+pub(crate) struct DevicesService {
+    pub(crate) cluster: Cluster,
+}
+
+#[tonic::async_trait]
+impl Devices for DevicesService {
+    async fn create_device(
+        &self,
+        request: Request<CreateDeviceRequest>,
+    ) -> Result<Response<admin::Device>, Status> {
+        self.create(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn bulk_create_devices(
+        &self,
+        request: Request<BulkCreateDevicesRequest>,
+    ) -> Result<Response<BulkCreateDevicesResponse>, Status> {
+        let requests = request.into_inner().devices;
+        if requests.is_empty() || requests.len() > BULK_MAX {
+            let problem = format!("give 1 to {BULK_MAX} devices, not {}", requests.len());
+            return Err(status::invalid(Invalid::new("devices", problem)));
+        }
+        let results = stream::iter(requests).map(|request| self.create_one_of_many(request));
+        let results = results.buffered(BULK_CONCURRENCY).collect().await;
+        Ok(Response::new(BulkCreateDevicesResponse { results }))
+    }
+
+    async fn get_device(
+        &self,
+        request: Request<GetDeviceRequest>,
+    ) -> Result<Response<admin::Device>, Status> {
+        let id = convert::device_id("id", &request.get_ref().id).map_err(status::invalid)?;
+        let device = self.cluster.device(&id).await.map_err(status::of)?;
+        Ok(Response::new(devices::device(device)))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<ListDevicesRequest>,
+    ) -> Result<Response<ListDevicesResponse>, Status> {
+        let request = request.get_ref();
+        let limit = convert::page_size(request.page_size).map_err(status::invalid)?;
+        let shards = super::shard_count(&self.cluster)?;
+        let from = devices::page_start(&request.page_token, shards).map_err(status::invalid)?;
+        let page = self.cluster.devices(from, limit).await.map_err(status::of)?;
+        Ok(Response::new(devices::page(page)))
+    }
+
+    async fn update_device(
+        &self,
+        request: Request<UpdateDeviceRequest>,
+    ) -> Result<Response<admin::Device>, Status> {
+        let update =
+            devices::UpdateDevice::try_from(request.into_inner()).map_err(status::invalid)?;
+        if !update.is_complete() {
+            let change = |current: &Device| update.over(Some(current));
+            return self.change_current(&update.id, update.if_match, change).await;
+        }
+        let change = update.over(None).map_err(status::invalid)?;
+        let changed = self.cluster.update_device(&update.id, update.if_match, change).await;
+        changed.map(|device| Response::new(devices::device(device))).map_err(status::of)
+    }
+
+    async fn rotate_keys(
+        &self,
+        request: Request<RotateKeysRequest>,
+    ) -> Result<Response<admin::Device>, Status> {
+        let rotate =
+            devices::RotateKeys::try_from(request.into_inner()).map_err(status::invalid)?;
+        self.change_current(&rotate.id, rotate.if_match, |current| rotate.over(current)).await
+    }
+
+    async fn delete_device(
+        &self,
+        request: Request<DeleteDeviceRequest>,
+    ) -> Result<Response<DeleteDeviceResponse>, Status> {
+        let request = request.get_ref();
+        let id = convert::device_id("id", &request.id).map_err(status::invalid)?;
+        let if_match =
+            convert::condition("if_match", &request.if_match).map_err(status::invalid)?;
+        self.cluster.delete_device(&id, if_match).await.map_err(status::of)?;
+        Ok(Response::new(DeleteDeviceResponse {}))
+    }
+}
+
+impl DevicesService {
+    async fn create(&self, request: CreateDeviceRequest) -> Result<admin::Device, Status> {
+        let create = devices::CreateDevice::try_from(request).map_err(status::invalid)?;
+        let device = self.cluster.create_device(create.id, create.spec).await;
+        device.map(devices::device).map_err(status::of)
+    }
+
+    async fn create_one_of_many(&self, request: CreateDeviceRequest) -> admin::BulkResult {
+        let id = request.id.clone();
+        let result = match self.create(request).await {
+            Ok(device) => admin::bulk_result::Result::Device(device),
+            Err(status) => admin::bulk_result::Result::Error(admin::BulkError {
+                code: status.code().into(),
+                message: status.message().to_owned(),
+            }),
+        };
+        admin::BulkResult { id, result: Some(result) }
+    }
+
+    /// Changes an identity in a way that depends on how it is: read it, then change it on the condition that it still
+    /// is so. A caller without a condition of its own never sees that of this method, short of a storm of changes.
+    async fn change_current(
+        &self,
+        id: &DeviceId,
+        if_match: Condition,
+        change: impl Fn(&Device) -> Result<DeviceUpdate, Invalid>,
+    ) -> Result<Response<admin::Device>, Status> {
+        let mut attempt = 1;
+        loop {
+            let current = self.cluster.device(id).await.map_err(status::of)?;
+            if let Condition::Match(expected) = if_match
+                && expected != current.etag
+            {
+                return Err(status::of(Refusal::EtagMismatch { current: current.etag }.into()));
+            }
+            let update = change(&current).map_err(status::invalid)?;
+            let unchanged = Condition::Match(current.etag);
+            match self.cluster.update_device(id, unchanged, update).await {
+                Ok(device) => return Ok(Response::new(devices::device(device))),
+                Err(Error::Refused(Refusal::EtagMismatch { .. }))
+                    if if_match == Condition::Any && attempt < ATTEMPTS_MAX =>
+                {
+                    attempt += 1;
+                }
+                Err(error) => return Err(status::of(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections for the gRPC server: accept, TLS, who is at the other end.
+//!
+//! Handshakes run beside each other, bounded in number and time, so that a client that connects and falls silent holds
+//! up nobody else.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+/// Handshakes at one time. Each costs about a millisecond of a core.
+const HANDSHAKES_MAX: usize = 128;
+/// A handshake takes three round trips at most.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that are ready and wait to be served.
+const READY_MAX: usize = 64;
+/// After an error of accept (no file descriptors left, as a rule) others must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How the listener speaks TLS.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Must offer `h2` by ALPN.
+    pub config: Arc<rustls::ServerConfig>,
+    pub clients: ClientCertificates,
+}
+
+/// What a client certificate is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Nothing: the configuration does not ask for any, or takes any.
+    Ignored,
+    /// The configuration verifies them against the CA for clients: the common name is the name of an access policy.
+    NamePolicies,
+}
+
+/// Who is at the other end; it travels with each request of the connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Peer {
+    policy: Option<Arc<str>>,
+}
+
+impl Peer {
+    pub(crate) fn policy(&self) -> Option<&str> {
+        self.policy.as_deref()
+    }
+}
+
+/// A connection, plain or over TLS.
+pub(crate) struct Connection {
+    stream: Stream,
+    peer: Peer,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+/// Accepts until `stop`; what it yields is ready to be served.
+pub(crate) fn connections(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, connections) = mpsc::channel(READY_MAX);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept_all(listener, tls, ready) => {}
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (stream, address) = tokio::select! {
+            // The server has stopped.
+            () = ready.closed() => return,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "cannot accept connections to the gRPC API");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            }
+        };
+        let (tls, ready) = (tls.clone(), ready.clone());
+        tokio::spawn(async move {
+            match timeout(HANDSHAKE_TIMEOUT, establish(stream, tls)).await {
+                // It fails only if the server has stopped, and then nobody waits for the connection.
+                Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
+                Ok(Err(error)) => debug!(%address, %error, "a TLS handshake failed"),
+                Err(_) => debug!(%address, "a TLS handshake took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn establish(stream: TcpStream, tls: Option<Tls>) -> io::Result<Connection> {
+    stream.set_nodelay(true)?;
+    let Some(Tls { config, clients }) = tls else {
+        return Ok(Connection { stream: Stream::Plain(stream), peer: Peer::default() });
+    };
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let policy = match clients {
+        ClientCertificates::Ignored => None,
+        ClientCertificates::NamePolicies => certificate.and_then(common_name),
+    };
+    Ok(Connection { stream: Stream::Tls(Box::new(stream)), peer: Peer { policy } })
+}
+
+/// The common name of a certificate, if it has exactly one.
+fn common_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.next()?.as_str().ok()?.into();
+    names.next().is_none().then_some(name)
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

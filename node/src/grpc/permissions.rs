@@ -1,0 +1,116 @@
+//! Who may call what: one table, a row for each method of `drover.admin.v1` (S-42).
+//!
+//! A method without a row cannot be called by anybody, and a test that walks the reflection descriptor fails.
+
+use drover_cluster::core::access::Permission::{
+    self, ClusterAdmin, RegistryRead, RegistryWrite, ServiceConnect,
+};
+
+/// What it takes to call a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Nothing: it tells nobody's ids, keys or payloads.
+    Open,
+    /// The bootstrap token of a node, whatever its policy: there are no policies yet.
+    Bootstrap,
+    /// A policy with one of these permissions.
+    Policy(&'static [Permission]),
+    /// A policy with one of these permissions, or the bootstrap token of the node.
+    PolicyOrBootstrap(&'static [Permission]),
+}
+
+const READ_REGISTRY: Rule = Rule::Policy(&[RegistryRead, RegistryWrite]);
+const WRITE_REGISTRY: Rule = Rule::Policy(&[RegistryWrite]);
+const SERVICE: Rule = Rule::Policy(&[ServiceConnect]);
+const ADMIN: Rule = Rule::Policy(&[ClusterAdmin]);
+
+const RULES: &[(&str, Rule)] = &[
+    ("/drover.admin.v1.Devices/CreateDevice", WRITE_REGISTRY),
+    ("/drover.admin.v1.Devices/BulkCreateDevices", WRITE_REGISTRY),
+    ("/drover.admin.v1.Devices/GetDevice", READ_REGISTRY),
+    ("/drover.admin.v1.Devices/ListDevices", READ_REGISTRY),
+    ("/drover.admin.v1.Devices/UpdateDevice", WRITE_REGISTRY),
+    ("/drover.admin.v1.Devices/RotateKeys", WRITE_REGISTRY),
+    ("/drover.admin.v1.Devices/DeleteDevice", WRITE_REGISTRY),
+    ("/drover.admin.v1.Twins/GetTwin", SERVICE),
+    ("/drover.admin.v1.Twins/PatchTwin", SERVICE),
+    ("/drover.admin.v1.Twins/ReplaceTwin", SERVICE),
+    ("/drover.admin.v1.Messages/ReadStream", SERVICE),
+    ("/drover.admin.v1.Messages/CommitCursor", SERVICE),
+    ("/drover.admin.v1.Messages/SeekCursor", SERVICE),
+    ("/drover.admin.v1.Messages/ListCursors", SERVICE),
+    ("/drover.admin.v1.Messages/DeleteCursor", SERVICE),
+    ("/drover.admin.v1.Messages/ReadHistory", SERVICE),
+    ("/drover.admin.v1.Messages/Tail", SERVICE),
+    ("/drover.admin.v1.Cluster/Initialize", Rule::Bootstrap),
+    // Whoever reads streams must know how many shards there are, and where.
+    (
+        "/drover.admin.v1.Cluster/GetStatus",
+        Rule::PolicyOrBootstrap(&[ClusterAdmin, ServiceConnect, RegistryRead, RegistryWrite]),
+    ),
+    // The token of a node opens the policies too, so that an `init` whose answer was lost can be finished. It gives
+    // away nothing: it lies in the data folder, beside the policies' keys.
+    ("/drover.admin.v1.Cluster/ListPolicies", Rule::PolicyOrBootstrap(&[ClusterAdmin])),
+    ("/drover.admin.v1.Cluster/PutPolicy", ADMIN),
+    ("/drover.admin.v1.Cluster/DeletePolicy", ADMIN),
+    ("/grpc.health.v1.Health/Check", Rule::Open),
+    ("/grpc.health.v1.Health/List", Rule::Open),
+    ("/grpc.health.v1.Health/Watch", Rule::Open),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rule::Open),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Rule::Open),
+];
+
+/// The rule of a method, by its HTTP/2 path. `None`: there is no such method.
+pub(crate) fn rule(path: &str) -> Option<Rule> {
+    RULES.iter().find(|(method, _)| *method == path).map(|(_, rule)| *rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+
+    use super::*;
+
+    fn methods() -> BTreeSet<String> {
+        let set = prost_types::FileDescriptorSet::decode(drover_proto::admin::DESCRIPTORS)
+            .expect("the descriptors are our own");
+        let mut methods = BTreeSet::new();
+        for file in set.file.iter().filter(|file| file.package() == "drover.admin.v1") {
+            for service in &file.service {
+                for method in &service.method {
+                    methods.insert(format!(
+                        "/drover.admin.v1.{}/{}",
+                        service.name(),
+                        method.name()
+                    ));
+                }
+            }
+        }
+        methods
+    }
+
+    #[test]
+    fn every_method_of_the_public_package_has_a_rule_that_asks_for_something() {
+        let methods = methods();
+        assert!(methods.len() >= 22, "the descriptors lost methods: {methods:?}");
+        for method in methods {
+            let rule = rule(&method);
+            assert!(rule.is_some_and(|rule| rule != Rule::Open), "{method} has the rule {rule:?}");
+        }
+    }
+
+    #[test]
+    fn no_rule_names_a_method_that_does_not_exist_or_stands_twice() {
+        let methods = methods();
+        let mut seen = BTreeSet::new();
+        for (method, _) in RULES {
+            assert!(seen.insert(method), "{method} stands twice");
+            assert!(
+                !method.starts_with("/drover.") || methods.contains(*method),
+                "{method} does not exist"
+            );
+        }
+    }
+}
