@@ -3,12 +3,26 @@
 //! `dev` and `node` run a hub, `config` reads its configuration; the others are clients of the admin API. A command ends
 //! with `Ok` or a [`Failure`], whose exit code scripts can tell apart (`docs/operations.md` lists them).
 
+mod bulk;
+mod client;
+mod cluster;
 mod config;
+mod cursors;
 mod dev;
+mod devices;
 mod failure;
+mod files;
+mod hub;
+mod json;
+mod messages;
 mod node;
+mod output;
+mod policies;
+mod tokens;
+mod twins;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 pub use failure::Failure;
 
@@ -29,6 +43,10 @@ enum Command {
     /// Check or show a node's configuration.
     #[command(subcommand)]
     Config(config::Command),
+    #[command(flatten)]
+    Hub(hub::Command),
+    /// Print the completion script for a shell, to be sourced by it.
+    Completion { shell: Shell },
 }
 
 /// Carries out one command.
@@ -37,5 +55,63 @@ pub fn call(arguments: Arguments) -> Result<(), Failure> {
         Command::Dev(arguments) => dev::call(arguments),
         Command::Node(arguments) => node::call(&arguments),
         Command::Config(command) => config::call(command),
+        Command::Hub(command) => hub::call(command),
+        Command::Completion { shell } => {
+            let command = &mut Arguments::command();
+            clap_complete::generate(shell, command, "drover", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parses(line: &str) -> bool {
+        Arguments::try_parse_from(line.split(' ')).is_ok()
+    }
+
+    #[test]
+    fn the_definition_of_the_commands_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_lines_of_the_documentation_are_understood() {
+        for line in [
+            "drover devices create pump",
+            "drover devices list --json",
+            "drover devices disable pump --reason stolen",
+            "drover devices rotate-keys pump --primary",
+            "drover devices sas-token pump --ttl 2h",
+            "drover devices bulk-create -",
+            "drover twins get pump --endpoint https://localhost:7443 --ca ca.pem",
+            "drover twins patch pump --desired {} --if-match 3",
+            "drover messages tail --device pump*",
+            "drover messages read --group billing --commit --follow",
+            "drover messages history pump --from 10m",
+            "drover cursors seek billing --shard 3 --next-offset 0",
+            "drover cluster init --member 1=a:1,b:2 --token-file t",
+            "drover cluster status --shards",
+            "drover policies put reader --permissions registry-read,service-connect",
+            "drover completion bash",
+        ] {
+            assert!(parses(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_leaves_out_what_matters_is_refused() {
+        for line in [
+            "drover devices rotate-keys pump",
+            "drover devices sas-token",
+            "drover twins patch pump",
+            "drover messages read --commit",
+            "drover devices create pump --ca-signed --primary-key AAAA",
+            "drover policies put reader",
+        ] {
+            assert!(!parses(line), "{line}");
+        }
     }
 }

@@ -1,0 +1,443 @@
+//! `drover devices`: the registry.
+
+use clap::{Args, Subcommand};
+use drover_proto::admin::authentication::Kind;
+use drover_proto::admin::{
+    self, CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceStatus, GetDeviceRequest,
+    ListDevicesRequest, RotateKeysRequest, UpdateDeviceRequest,
+};
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::client::{Client, HubArguments};
+use super::json;
+use super::output::{Form, Output, Table};
+
+/// What is asked for in one page of a list.
+const PAGE_SIZE: u32 = 1_000;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Register a device; keys that are not given are made.
+    Create(Create),
+    /// Show a device, keys included.
+    Get { id: String },
+    /// List devices.
+    List {
+        /// Stop after so many.
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<u64>,
+    },
+    /// Change a device's reason or credentials. New credentials end its connection.
+    Update(Update),
+    /// Let a device connect again.
+    Enable {
+        id: String,
+        #[command(flatten)]
+        condition: Condition,
+    },
+    /// Keep a device from connecting, and end its connection.
+    Disable {
+        id: String,
+        /// Why, for those who look later.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        condition: Condition,
+    },
+    /// Remove a device and its twin, and end its connection. Its messages stay for as long as all messages do.
+    Delete {
+        id: String,
+        #[command(flatten)]
+        condition: Condition,
+    },
+    /// Replace keys by new random ones, and end the device's connection.
+    RotateKeys(RotateKeys),
+    /// Register many devices from a file, each succeeding or failing on its own.
+    BulkCreate(super::bulk::Arguments),
+    /// Make a token that a device connects with (its MQTT password).
+    SasToken(super::tokens::SasToken),
+    /// Show the connection string that a device's SDK takes.
+    ConnectionString(super::tokens::ShowConnectionString),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct Condition {
+    /// Change it only if its etag is this one.
+    #[arg(long, value_name = "ETAG", default_value = "")]
+    if_match: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    id: String,
+    /// Keep it from connecting for now.
+    #[arg(long)]
+    disabled: bool,
+    /// Why it is enabled or disabled.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// Tags of its twin: a JSON object, @FILE, or - for standard input.
+    #[arg(long, value_name = "JSON")]
+    tags: Option<String>,
+    /// Desired properties of its twin: a JSON object, @FILE, or - for standard input.
+    #[arg(long, value_name = "JSON")]
+    desired: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Update {
+    id: String,
+    /// Why it is enabled or disabled; empty clears it.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
+    #[command(flatten)]
+    condition: Condition,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RotateKeys {
+    id: String,
+    #[command(flatten)]
+    which: WhichKeys,
+    #[command(flatten)]
+    condition: Condition,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct WhichKeys {
+    /// Replace the primary key.
+    #[arg(long)]
+    primary: bool,
+    /// Replace the secondary key.
+    #[arg(long)]
+    secondary: bool,
+}
+
+/// How a device proves who it is; symmetric keys unless something else is said.
+#[derive(Debug, Args)]
+struct Credentials {
+    /// Base64 of 16 to 64 bytes.
+    #[arg(long, value_name = "BASE64", conflicts_with_all = ["thumbprint", "ca_signed", "no_proof"])]
+    primary_key: Option<String>,
+    /// Base64 of 16 to 64 bytes.
+    #[arg(long, value_name = "BASE64", conflicts_with_all = ["thumbprint", "ca_signed", "no_proof"])]
+    secondary_key: Option<String>,
+    /// A certificate with this SHA-1 or SHA-256 thumbprint; give it twice to allow two.
+    #[arg(long, value_name = "HEX", num_args = 1, conflicts_with_all = ["ca_signed", "no_proof"])]
+    thumbprint: Vec<String>,
+    /// A certificate that a registered authority has signed.
+    #[arg(long, conflicts_with = "no_proof")]
+    ca_signed: bool,
+    /// Nothing: it cannot connect.
+    #[arg(long)]
+    no_proof: bool,
+}
+
+impl Credentials {
+    /// `None`: nothing was said.
+    fn authentication(self) -> Result<Option<admin::Authentication>, Failure> {
+        let kind = if self.no_proof {
+            Kind::None(admin::NoAuthentication {})
+        } else if self.ca_signed {
+            Kind::CertificateAuthority(admin::CertificateAuthority {})
+        } else if !self.thumbprint.is_empty() {
+            let mut thumbprints = self.thumbprint.into_iter();
+            let primary = thumbprints.next().unwrap_or_default();
+            let secondary = thumbprints.next().unwrap_or_default();
+            if thumbprints.next().is_some() {
+                return Err(Failure::Usage(
+                    "--thumbprint can be given twice, not more often".to_owned(),
+                ));
+            }
+            Kind::SelfSigned(admin::Thumbprints { primary, secondary })
+        } else if self.primary_key.is_some() || self.secondary_key.is_some() {
+            Kind::Sas(admin::SymmetricKeys {
+                primary_key: self.primary_key.unwrap_or_default(),
+                secondary_key: self.secondary_key.unwrap_or_default(),
+            })
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(admin::Authentication { kind: Some(kind) }))
+    }
+}
+
+pub(super) async fn call(
+    command: Command,
+    connection: &HubArguments,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    match command {
+        Command::Create(arguments) => create(arguments, &connection.client()?, out).await,
+        Command::Get { id } => {
+            let device = get(&connection.client()?, &id).await?;
+            show(&device, out)
+        }
+        Command::List { limit } => list(limit, &connection.client()?, out).await,
+        Command::Update(arguments) => update(arguments, &connection.client()?, out).await,
+        Command::Enable { id, condition } => {
+            let request = set_status(id, condition, DeviceStatus::Enabled, None);
+            send_update(request, &connection.client()?, out).await
+        }
+        Command::Disable { id, reason, condition } => {
+            let request = set_status(id, condition, DeviceStatus::Disabled, reason);
+            send_update(request, &connection.client()?, out).await
+        }
+        Command::Delete { id, condition } => {
+            let request = DeleteDeviceRequest { id, if_match: condition.if_match };
+            let client = connection.client()?;
+            client.devices().delete_device(client.request(request)).await?;
+            Ok(())
+        }
+        Command::RotateKeys(arguments) => rotate(arguments, &connection.client()?, out).await,
+        Command::BulkCreate(arguments) => {
+            super::bulk::create(arguments, &connection.client()?, out).await
+        }
+        Command::SasToken(arguments) => super::tokens::sas_token(arguments, connection, out).await,
+        Command::ConnectionString(arguments) => {
+            super::tokens::connection_string(arguments, connection, out).await
+        }
+    }
+}
+
+async fn create(arguments: Create, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let status = if arguments.disabled { DeviceStatus::Disabled } else { DeviceStatus::Enabled };
+    let section = |text: Option<String>| text.as_deref().map(json::object_argument).transpose();
+    let request = CreateDeviceRequest {
+        id: arguments.id,
+        status: status.into(),
+        status_reason: arguments.reason,
+        authentication: arguments.credentials.authentication()?,
+        tags: section(arguments.tags)?,
+        desired: section(arguments.desired)?,
+    };
+    let device = client.devices().create_device(client.request(request)).await?;
+    show(device.get_ref(), out)
+}
+
+pub(super) async fn get(client: &Client, id: &str) -> Result<Device, Failure> {
+    let request = client.request(GetDeviceRequest { id: id.to_owned() });
+    Ok(client.devices().get_device(request).await?.into_inner())
+}
+
+/// Page by page, so that a long list begins at once and costs no memory. The widths of a table are then those of a page.
+async fn list(limit: Option<u64>, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut page_token = String::new();
+    loop {
+        let page_size = u32::try_from(left).unwrap_or(u32::MAX).min(PAGE_SIZE);
+        let request = client.request(ListDevicesRequest { page_size, page_token });
+        let page = client.devices().list_devices(request).await?.into_inner();
+        let count = page.devices.len() as u64;
+        print_page(&page.devices, out)?;
+        left = left.saturating_sub(count);
+        if left == 0 || page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+fn print_page(devices: &[Device], out: &mut Output<'_>) -> Result<(), Failure> {
+    if out.form() == Form::Json {
+        return devices.iter().try_for_each(|device| out.json(&device_json(device)));
+    }
+    let mut table = Table::new(&["ID", "STATUS", "CONNECTED", "SINCE", "AUTHENTICATION", "REASON"]);
+    for device in devices {
+        let since = device.connection_state_updated.as_ref();
+        table.row([
+            device.id.as_str(),
+            status_text(device),
+            if device.connected { "yes" } else { "no" },
+            &since.map(json::time_text).unwrap_or_default(),
+            authentication_text(device),
+            &device.status_reason,
+        ]);
+    }
+    out.table(&table)
+}
+
+async fn update(arguments: Update, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let request = UpdateDeviceRequest {
+        id: arguments.id,
+        if_match: arguments.condition.if_match,
+        status: DeviceStatus::Unspecified.into(),
+        status_reason: arguments.reason,
+        authentication: arguments.credentials.authentication()?,
+    };
+    if request.status_reason.is_none() && request.authentication.is_none() {
+        return Err(Failure::Usage("say what to change: --reason, or new credentials".to_owned()));
+    }
+    send_update(request, client, out).await
+}
+
+fn set_status(
+    id: String,
+    condition: Condition,
+    status: DeviceStatus,
+    reason: Option<String>,
+) -> UpdateDeviceRequest {
+    UpdateDeviceRequest {
+        id,
+        if_match: condition.if_match,
+        status: status.into(),
+        status_reason: reason,
+        authentication: None,
+    }
+}
+
+async fn send_update(
+    request: UpdateDeviceRequest,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let device = client.devices().update_device(client.request(request)).await?;
+    show(device.get_ref(), out)
+}
+
+async fn rotate(
+    arguments: RotateKeys,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let request = RotateKeysRequest {
+        id: arguments.id,
+        if_match: arguments.condition.if_match,
+        primary: arguments.which.primary,
+        secondary: arguments.which.secondary,
+    };
+    let device = client.devices().rotate_keys(client.request(request)).await?;
+    show(device.get_ref(), out)
+}
+
+fn show(device: &Device, out: &mut Output<'_>) -> Result<(), Failure> {
+    if out.form() == Form::Json {
+        return out.json(&device_json(device));
+    }
+    let mut table = Table::new(&["ID", &device.id]);
+    table.row(["STATUS", status_text(device)]);
+    table.row(["REASON", &device.status_reason]);
+    table.row(["CONNECTED", if device.connected { "yes" } else { "no" }]);
+    let since = device.connection_state_updated.as_ref().map(json::time_text);
+    table.row(["SINCE", &since.unwrap_or_default()]);
+    table.row(["AUTHENTICATION", authentication_text(device)]);
+    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
+        Some(Kind::Sas(keys)) => {
+            table.row(["PRIMARY KEY", &keys.primary_key]);
+            table.row(["SECONDARY KEY", &keys.secondary_key]);
+        }
+        Some(Kind::SelfSigned(thumbprints)) => {
+            table.row(["PRIMARY", &thumbprints.primary]);
+            table.row(["SECONDARY", &thumbprints.secondary]);
+        }
+        Some(Kind::CertificateAuthority(_) | Kind::None(_)) | None => {}
+    }
+    table.row(["ETAG", &device.etag]);
+    table.row(["GENERATION", &device.generation_id]);
+    out.table(&table)
+}
+
+fn status_text(device: &Device) -> &'static str {
+    match device.status() {
+        DeviceStatus::Enabled => "enabled",
+        DeviceStatus::Disabled => "disabled",
+        DeviceStatus::Unspecified => "unknown",
+    }
+}
+
+fn authentication_text(device: &Device) -> &'static str {
+    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
+        Some(Kind::Sas(_)) => "sas",
+        Some(Kind::SelfSigned(_)) => "selfSigned",
+        Some(Kind::CertificateAuthority(_)) => "certificateAuthority",
+        Some(Kind::None(_)) | None => "none",
+    }
+}
+
+/// By the names of Azure IoT Hub's REST API.
+pub(super) fn device_json(device: &Device) -> Value {
+    let mut authentication = json!({ "type": authentication_text(device) });
+    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
+        Some(Kind::Sas(keys)) => {
+            authentication["symmetricKey"] =
+                json!({ "primaryKey": keys.primary_key, "secondaryKey": keys.secondary_key });
+        }
+        Some(Kind::SelfSigned(thumbprints)) => {
+            authentication["x509Thumbprint"] = json!({
+                "primaryThumbprint": thumbprints.primary,
+                "secondaryThumbprint": thumbprints.secondary,
+            });
+        }
+        Some(Kind::CertificateAuthority(_) | Kind::None(_)) | None => {}
+    }
+    json!({
+        "deviceId": device.id,
+        "generationId": device.generation_id,
+        "etag": device.etag,
+        "status": status_text(device),
+        "statusReason": device.status_reason,
+        "statusUpdatedTime": json::time(device.status_updated.as_ref()),
+        "connectionState": if device.connected { "Connected" } else { "Disconnected" },
+        "connectionStateUpdatedTime": json::time(device.connection_state_updated.as_ref()),
+        "authentication": authentication,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        let keys = admin::SymmetricKeys {
+            primary_key: "AAAA".to_owned(),
+            secondary_key: "BBBB".to_owned(),
+        };
+        Device {
+            id: "pump".to_owned(),
+            etag: "3".to_owned(),
+            generation_id: "77".to_owned(),
+            status: DeviceStatus::Disabled.into(),
+            status_reason: "stolen\u{1b}[2J".to_owned(),
+            authentication: Some(admin::Authentication { kind: Some(Kind::Sas(keys)) }),
+            ..Device::default()
+        }
+    }
+
+    fn printed(form: Form, print: impl FnOnce(&mut Output<'_>) -> Result<(), Failure>) -> String {
+        let mut bytes = Vec::new();
+        print(&mut Output::new(&mut bytes, form)).expect("memory takes it");
+        String::from_utf8(bytes).expect("it is text")
+    }
+
+    #[test]
+    fn a_list_of_devices_is_a_table_for_people() {
+        let text = printed(Form::People, |out| print_page(&[device()], out));
+        assert_eq!(
+            text,
+            "ID    STATUS    CONNECTED  SINCE  AUTHENTICATION  REASON\n\
+             pump  disabled  no         -      sas             stolen\\u{1b}[2J\n"
+        );
+    }
+
+    #[test]
+    fn a_list_of_devices_is_an_object_a_line_for_programs() {
+        let text = printed(Form::Json, |out| print_page(&[device(), device()], out));
+        assert_eq!(text.lines().count(), 2);
+        let first = text.lines().next().expect("two lines");
+        let value: Value = serde_json::from_str(first).expect("it is JSON");
+        assert_eq!(value["deviceId"], "pump");
+        assert_eq!(value["authentication"]["symmetricKey"]["primaryKey"], "AAAA");
+    }
+
+    #[test]
+    fn one_device_is_shown_with_its_keys() {
+        let text = printed(Form::People, |out| show(&device(), out));
+        assert!(text.contains("PRIMARY KEY     AAAA\n"), "{text}");
+    }
+}

@@ -1,0 +1,311 @@
+//! `drover messages`: live, from the streams, or one device's history.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use drover_proto::admin::read_stream_request::From as Start;
+use drover_proto::admin::{
+    CommitCursorRequest, GetStatusRequest, Message, Property, ReadHistoryRequest,
+    ReadStreamRequest, ReadStreamResponse, TailRequest,
+};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
+use prost_types::Timestamp;
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::Failure;
+use super::client::{Client, HubArguments};
+use super::json::{self, Body};
+use super::output::{Form, Output, json_text};
+use crate::clock;
+
+const HISTORY_PAGE: u32 = 500;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show messages as they come. Best effort: what a slow reader misses is counted.
+    Tail(Tail),
+    /// Read the shards' streams, in the order of their offsets, without holes.
+    Read(Read),
+    /// Read the messages of one device, oldest first.
+    History(History),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    /// Only this device; with a star at the end, all whose ids begin so.
+    #[arg(long, value_name = "ID", default_value = "")]
+    device: String,
+    /// Only messages with this application property, or with this value of it.
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    property: Option<String>,
+    /// Stop after so many messages.
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Read {
+    /// Only this shard; without it, all of them, each in its own order.
+    #[arg(long, value_name = "NUMBER")]
+    shard: Option<u32>,
+    /// Where to begin: beginning, end, an offset, a time (2026-11-22T10:00:00Z), or a while ago (10m).
+    #[arg(long, value_name = "PLACE", default_value = "beginning", conflicts_with = "group")]
+    from: String,
+    /// Begin where the cursor of this consumer group stands.
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Move the group's cursor behind what was printed.
+    #[arg(long, requires = "group")]
+    commit: bool,
+    /// Go on as messages come.
+    #[arg(long)]
+    follow: bool,
+    /// Stop after so many messages (of each shard).
+    #[arg(long, value_name = "COUNT", default_value_t = 0, hide_default_value = true)]
+    limit: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct History {
+    /// The device.
+    id: String,
+    /// From this time on (2026-11-22T10:00:00Z), or from a while ago (10m).
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Until this time.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Stop after so many messages.
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<u64>,
+}
+
+pub(super) async fn call(
+    command: Command,
+    connection: &HubArguments,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let client = connection.client()?;
+    match command {
+        Command::Tail(arguments) => tail(arguments, &client, out).await,
+        Command::Read(arguments) => read(arguments, &client, out).await,
+        Command::History(arguments) => history(arguments, &client, out).await,
+    }
+}
+
+async fn tail(arguments: Tail, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let (key, value) = match arguments.property.as_deref().map(|p| p.split_once('=').ok_or(p)) {
+        None => (String::new(), None),
+        Some(Err(key)) => (key.to_owned(), None),
+        Some(Ok((key, value))) => (key.to_owned(), Some(value.to_owned())),
+    };
+    let request =
+        TailRequest { device_id: arguments.device, property_key: key, property_value: value };
+    let mut responses = client.messages().tail(request).await?.into_inner();
+    let mut left = arguments.limit.unwrap_or(u64::MAX);
+    while let Some(response) = responses.try_next().await? {
+        if response.missed > 0 {
+            print_missed(response.missed, out)?;
+        }
+        for message in &response.messages {
+            print(message, out)?;
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_missed(missed: u64, out: &mut Output<'_>) -> Result<(), Failure> {
+    match out.form() {
+        Form::Json => out.json(&json!({ "missed": missed })),
+        Form::People => out.line(&format!("… up to {missed} messages were missed")),
+    }
+}
+
+async fn read(arguments: Read, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let shards = match arguments.shard {
+        Some(shard) => vec![shard],
+        None => shards(client).await?,
+    };
+    let from = match &arguments.group {
+        Some(group) => Some(Start::ConsumerGroup(group.clone())),
+        None => start(&arguments.from, clock::unix_ms())?,
+    };
+    let mut streams = Vec::new();
+    for shard in shards {
+        let (follow, limit) = (arguments.follow, arguments.limit);
+        let request = ReadStreamRequest { shard, follow, limit, from: from.clone() };
+        streams.push(open(client, request).await?);
+    }
+    let mut responses = stream::select_all(streams);
+    let commit_group = arguments.group.filter(|_| arguments.commit);
+    while let Some((shard, response)) = responses.try_next().await? {
+        print_response(shard, &response, out)?;
+        if let Some(group) = &commit_group {
+            commit(client, shard, group, response.next_offset).await?;
+        }
+    }
+    Ok(())
+}
+
+type Responses = BoxStream<'static, Result<(u32, ReadStreamResponse), tonic::Status>>;
+
+async fn open(client: &Client, request: ReadStreamRequest) -> Result<Responses, Failure> {
+    let shard = request.shard;
+    let responses = client.messages().read_stream(request).await?.into_inner();
+    Ok(responses.map_ok(move |response| (shard, response)).boxed())
+}
+
+async fn shards(client: &Client) -> Result<Vec<u32>, Failure> {
+    let request = client.request(GetStatusRequest {});
+    let status = client.cluster().get_status(request).await?.into_inner();
+    Ok(status.shards.iter().filter_map(|shard| shard.shard).collect())
+}
+
+fn print_response(
+    shard: u32,
+    response: &ReadStreamResponse,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    if response.skipped > 0 {
+        let skipped = response.skipped;
+        match out.form() {
+            Form::Json => out.json(&json!({ "shard": shard, "skipped": skipped }))?,
+            Form::People => {
+                out.line(&format!("… retention took {skipped} messages of shard {shard}"))?;
+            }
+        }
+    }
+    response.messages.iter().try_for_each(|message| print(message, out))
+}
+
+async fn commit(client: &Client, shard: u32, group: &str, next: u64) -> Result<(), Failure> {
+    let request =
+        CommitCursorRequest { shard, consumer_group: group.to_owned(), next_offset: next };
+    client.messages().commit_cursor(client.request(request)).await?;
+    Ok(())
+}
+
+async fn history(arguments: History, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
+    let now_ms = clock::unix_ms();
+    let time = |text: Option<String>| text.map(|text| time(&text, now_ms)).transpose();
+    let (from, until) = (time(arguments.from)?, time(arguments.until)?);
+    let mut left = arguments.limit.unwrap_or(u64::MAX);
+    let mut page_token = String::new();
+    while left > 0 {
+        let request = ReadHistoryRequest {
+            device_id: arguments.id.clone(),
+            from,
+            until,
+            page_size: u32::try_from(left).unwrap_or(u32::MAX).min(HISTORY_PAGE),
+            page_token,
+        };
+        let page = client.messages().read_history(client.request(request)).await?.into_inner();
+        page.messages.iter().try_for_each(|message| print(message, out))?;
+        left = left.saturating_sub(page.messages.len() as u64);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        page_token = page.next_page_token;
+    }
+    Ok(())
+}
+
+/// A message is a line: a table would have to wait for its end to know its widths.
+fn print(message: &Message, out: &mut Output<'_>) -> Result<(), Failure> {
+    match out.form() {
+        Form::Json => out.json(&json::message(message)),
+        Form::People => out.line(&line(message)),
+    }
+}
+
+fn line(message: &Message) -> String {
+    let time = message.enqueued.as_ref().map(json::time_text).unwrap_or_default();
+    let body = match json::body(&message.body) {
+        Body::Json(value) => json_text(&value),
+        Body::Text(text) => text,
+        Body::Binary(base64) => format!("base64:{base64}"),
+    };
+    let properties: Vec<_> = message.application_properties.iter().map(pair).collect();
+    let (shard, offset, device) = (message.shard, message.offset, &message.device_id);
+    let line = format!("{time} {shard}/{offset} {device} {body} {}", properties.join(" "));
+    line.trim_end().to_owned()
+}
+
+fn pair(property: &Property) -> String {
+    match &property.value {
+        Some(value) => format!("{}={value}", property.key),
+        None => property.key.clone(),
+    }
+}
+
+fn start(text: &str, now_ms: u64) -> Result<Option<Start>, Failure> {
+    match text {
+        "beginning" => Ok(None),
+        "end" => Ok(Some(Start::End(true))),
+        _ => match text.parse() {
+            Ok(offset) => Ok(Some(Start::Offset(offset))),
+            Err(_) => Ok(Some(Start::Time(time(text, now_ms)?))),
+        },
+    }
+}
+
+/// A time, or how long ago it was.
+fn time(text: &str, now_ms: u64) -> Result<Timestamp, Failure> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        let nanos = i32::try_from(time.nanosecond()).unwrap_or_default();
+        return Ok(Timestamp { seconds: time.unix_timestamp(), nanos });
+    }
+    let ago: Duration = humantime::parse_duration(text).map_err(|_| {
+        Failure::Usage(format!(
+            "{text:?} is no time: write 2026-11-22T10:00:00Z, or how long ago: 10m, 2h, 3days"
+        ))
+    })?;
+    let ms = now_ms.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+    let seconds = i64::try_from(ms / 1_000).unwrap_or(i64::MAX);
+    Ok(Timestamp { seconds, nanos: (ms % 1_000) as i32 * 1_000_000 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_word_an_offset_a_time_or_a_while_ago() {
+        let now_ms = 1_700_000_000_500;
+        let place = |text| start(text, now_ms).expect("it is a place");
+        assert_eq!(place("beginning"), None);
+        assert_eq!(place("end"), Some(Start::End(true)));
+        assert_eq!(place("17"), Some(Start::Offset(17)));
+        let time = Timestamp { seconds: 1_699_999_990, nanos: 500_000_000 };
+        assert_eq!(place("10s"), Some(Start::Time(time)));
+        let time = Timestamp { seconds: 1_700_000_000, nanos: 0 };
+        assert_eq!(place("2023-11-14T22:13:20Z"), Some(Start::Time(time)));
+        assert!(matches!(start("yesterday", now_ms), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn a_message_is_a_line_with_its_place_sender_body_and_properties() {
+        let message = Message {
+            shard: 3,
+            offset: 9,
+            device_id: "pump".to_owned(),
+            enqueued: Some(Timestamp { seconds: 0, nanos: 0 }),
+            body: br#"{"t": 21.5}"#.to_vec(),
+            application_properties: vec![
+                Property { key: "level".to_owned(), value: Some("high".to_owned()) },
+                Property { key: "flag".to_owned(), value: None },
+            ],
+            ..Message::default()
+        };
+        assert_eq!(line(&message), r#"1970-01-01T00:00:00Z 3/9 pump {"t":21.5} level=high flag"#);
+        let binary = Message { body: vec![0xff], ..message };
+        assert!(line(&binary).contains(" base64:/w== "), "{}", line(&binary));
+    }
+}
