@@ -5,6 +5,7 @@
 //! against what they kept ([`promises`]). The simulation (virtual time, a disk that loses what was not synced) finds
 //! what SIGKILL cannot: a kernel keeps unsynced pages of a killed process.
 
+pub mod bench;
 pub mod fleet;
 pub mod history;
 pub mod kill;

@@ -1,5 +1,6 @@
 //! The arguments of `chaos`, one file a subcommand.
 
+mod bench;
 mod kill;
 mod load;
 
@@ -20,6 +21,8 @@ pub(crate) struct Command {
 enum Job {
     /// Drive a broker that is already running.
     Load(load::Load),
+    /// Measure everything beside mosquitto, NATS and etcd, and print one table.
+    Bench(bench::Bench),
     /// Kill nodes of a cluster while devices send, and check what was kept.
     Kill(kill::Kill),
 }
@@ -28,6 +31,7 @@ impl Command {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self.job {
             Job::Load(load) => load.run().await,
+            Job::Bench(bench) => bench.run().await,
             Job::Kill(kill) => kill.run().await,
         }
     }
