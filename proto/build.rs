@@ -18,10 +18,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let public = prost_types_of(protox::compile(&files[2..], ["."])?);
     std::fs::write(out.join("admin.bin"), public)?;
 
+    // Peers speak in records, so the records are named by their path here and compiled by themselves below.
+    tonic_prost_build::configure()
+        .bytes(".drover.cluster.v1")
+        .extern_path(".drover.record.v1", "crate::record")
+        .compile_fds(descriptors)?;
     tonic_prost_build::configure()
         .bytes(".drover.record.v1")
-        .bytes(".drover.cluster.v1")
-        .compile_fds(descriptors)?;
+        .compile_fds(protox::compile(&files[..1], ["."])?)?;
     Ok(())
 }
 

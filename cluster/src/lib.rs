@@ -11,6 +11,7 @@
 //! A layer uses only those above it in this table. The one way in is [`Cluster`].
 
 pub mod actors;
+pub mod metrics;
 pub mod raft;
 pub mod storage;
 pub mod wire;

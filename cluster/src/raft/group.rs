@@ -1,14 +1,58 @@
-//! One Raft group of this node.
+//! One Raft group of this node: proposing, reading, and who leads.
+//!
+//! The replica itself is openraft's. This file turns its answers into ours, and its states into the one claim that the
+//! layers above act on: whether this node may serve.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
-use drover_core::ids::{GroupId, NodeId};
-use tokio::sync::watch;
+use drover_core::ids::{GroupId, NodeId, Offset};
+use openraft::ReadPolicy;
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use tokio::sync::{oneshot, watch};
 
+use super::state_machine::{StateMachine, View};
+use super::types::{LogId, Proposal, TypeConfig};
 use super::{Error, Leadership, Response};
+use crate::metrics;
+
+pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// How long a hand-over may take: one election, and the disk of the new leader.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A handle of a running group. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Group {}
+#[derive(Clone)]
+pub struct Group {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: GroupId,
+    node: NodeId,
+    raft: Raft,
+    view: View,
+    leadership: watch::Receiver<Leadership>,
+    barrier: Mutex<Barrier>,
+    /// Why it stopped.
+    problem: OnceLock<String>,
+}
+
+/// Callers that wait for the next read barrier.
+#[derive(Default)]
+struct Barrier {
+    running: bool,
+    waiting: Vec<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
 
 /// How far a replica is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,39 +61,202 @@ pub struct Progress {
     pub committed_index: u64,
     pub applied_index: u64,
     pub last_log_index: u64,
+    /// The log begins after this.
+    pub purged_index: u64,
     pub voters: Vec<NodeId>,
     /// On the leader: the last index that each other replica is known to have.
     pub matched: Vec<(NodeId, u64)>,
 }
 
 impl Group {
+    /// A handle of a replica, and the task that follows who leads it. The task ends when the replica stops, and says why
+    /// in `stopped`.
+    pub(super) fn new(
+        id: GroupId,
+        node: NodeId,
+        raft: Raft,
+        view: View,
+        stopped: impl FnOnce(String) + Send + 'static,
+    ) -> Self {
+        let (sender, leadership) = watch::channel(Leadership::default());
+        let inner = Arc::new(Inner {
+            id,
+            node,
+            raft: raft.clone(),
+            view,
+            leadership,
+            barrier: Mutex::new(Barrier::default()),
+            problem: OnceLock::new(),
+        });
+        let group = Self { inner };
+        let followed = group.clone();
+        tokio::spawn(async move {
+            follow(&raft, node, &sender).await;
+            sender.send_replace(Leadership::default());
+            let problem = match &raft.metrics().borrow_watched().running_state {
+                Ok(()) => "it was stopped".to_owned(),
+                Err(fatal) => fatal.to_string(),
+            };
+            followed.inner.problem.get_or_init(|| problem.clone());
+            stopped(problem);
+        });
+        group
+    }
+
     pub fn id(&self) -> GroupId {
-        todo!()
+        self.inner.id
     }
 
     /// Proposes one entry (an encoded `record.v1.Batch` or `MetaChange`) and waits until it is applied here.
     pub async fn propose(&self, entry: Bytes) -> Result<Response, Error> {
-        let _ = entry;
-        todo!()
+        let started = tokio::time::Instant::now();
+        let written = self.inner.raft.client_write(Proposal(entry)).await;
+        let response = written.map_err(|error| match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                Error::NotLeader { leader: to.leader_id }
+            }
+            // It was in this node's log, and may be in those of others.
+            RaftError::APIError(_) => Error::Unknown,
+            RaftError::Fatal(fatal) => self.stopped(&fatal),
+        })?;
+        metrics::proposed(started.elapsed());
+        Ok(response.data)
     }
 
     /// `ReadIndex` (Raft thesis, 6.4): on return this node was the leader after the call began, and has applied
-    /// everything that was committed before it.
+    /// everything that was committed before it. Callers that arrive while one round is under way share the next.
     pub async fn read_barrier(&self) -> Result<(), Error> {
-        todo!()
+        let (sender, passed) = oneshot::channel();
+        let must_run = {
+            let mut barrier = self.barrier();
+            barrier.waiting.push(sender);
+            !std::mem::replace(&mut barrier.running, true)
+        };
+        if must_run {
+            tokio::spawn(self.clone().run_barriers());
+        }
+        passed.await.unwrap_or(Err(Error::Timeout))
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        todo!()
+        self.inner.leadership.clone()
+    }
+
+    /// Where the shard's stream ends, as far as this node has applied it.
+    pub fn stream_end(&self) -> watch::Receiver<Offset> {
+        self.inner.view.stream_end.clone()
     }
 
     pub fn progress(&self) -> Progress {
-        todo!()
+        let watched = self.inner.raft.metrics();
+        let now = watched.borrow_watched();
+        let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+        let matched = now.replication.iter().flatten();
+        Progress {
+            term: now.current_term,
+            committed_index: index(&now.local_committed),
+            applied_index: index(&now.last_applied),
+            last_log_index: now.last_log_index.unwrap_or(0),
+            purged_index: index(&now.purged),
+            voters: now.membership_config.membership().voter_ids().collect(),
+            matched: matched
+                .filter(|(node, _)| **node != self.inner.node)
+                .map(|(node, id)| (*node, index(id)))
+                .collect(),
+        }
     }
 
-    /// Hands the leadership to another replica.
+    /// Hands the leadership to another replica. Writes are refused until it has taken over, or has failed to.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), Error> {
-        let _ = to;
-        todo!()
+        let mut leadership = self.leadership();
+        let before = *leadership.borrow_and_update();
+        if before.leader != Some(self.inner.node) {
+            return Err(Error::NotLeader { leader: before.leader });
+        }
+        let triggered = self.inner.raft.trigger().transfer_leader(to).await;
+        triggered.map_err(|fatal| self.stopped(&fatal))?;
+        let taken_over = leadership.wait_for(|now| now.term > before.term && now.leader.is_some());
+        match tokio::time::timeout(TRANSFER_TIMEOUT, taken_over).await {
+            Ok(Ok(now)) if now.leader == Some(to) => Ok(()),
+            Ok(Ok(now)) => Err(Error::NotLeader { leader: now.leader }),
+            Ok(Err(_)) | Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    pub(super) fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    /// One round after the other, until nobody waits.
+    async fn run_barriers(self) {
+        loop {
+            let waiting = {
+                let mut barrier = self.barrier();
+                let waiting = std::mem::take(&mut barrier.waiting);
+                barrier.running = !waiting.is_empty();
+                waiting
+            };
+            if waiting.is_empty() {
+                return;
+            }
+            let passed = self.pass_barrier().await;
+            for caller in waiting {
+                // A caller that has given up needs no answer.
+                caller.send(passed.clone()).ok();
+            }
+        }
+    }
+
+    async fn pass_barrier(&self) -> Result<(), Error> {
+        let passed = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        passed.map(drop).map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+                Error::NotLeader { leader: to.leader_id }
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                Error::NotLeader { leader: None }
+            }
+            RaftError::Fatal(fatal) => self.stopped(&fatal),
+        })
+    }
+
+    fn stopped(&self, fatal: &impl ToString) -> Error {
+        let problem = self.inner.problem.get().cloned();
+        Error::Stopped { problem: problem.unwrap_or_else(|| fatal.to_string()) }
+    }
+
+    fn barrier(&self) -> std::sync::MutexGuard<'_, Barrier> {
+        self.inner.barrier.lock().expect("nobody panics with the barrier in hand")
+    }
+}
+
+/// Publishes who leads, until the replica stops. It wakes on changes of leader, term and membership only, and on
+/// applied entries only while a new leader catches up with its own term: heartbeats and writes cost nothing here.
+async fn follow(raft: &Raft, node: NodeId, sender: &watch::Sender<Leadership>) {
+    let mut server = raft.server_metrics();
+    let mut applied = raft.watch_apply_progress();
+    loop {
+        let (leads, now) = {
+            let server = server.borrow_and_update();
+            let term = server.vote.leader_id.term;
+            let leads = server.state == ServerState::Leader;
+            let own = applied.get().is_some_and(|id| id.leader_id.term == term);
+            let leader = server.current_leader;
+            let serving = leads && own && leader == Some(node);
+            (leads, Leadership { leader, term, serving })
+        };
+        sender.send_if_modified(|before| {
+            let is_new = *before != now;
+            if before.leader != now.leader {
+                metrics::leader_changed();
+            }
+            *before = now;
+            is_new
+        });
+        tokio::select! {
+            biased;
+            changed = server.changed() => if changed.is_err() { return },
+            changed = applied.changed(), if leads && !now.serving => if changed.is_err() { return },
+        }
     }
 }

@@ -1,23 +1,57 @@
 //! All groups of this node: started from what the meta group says, stopped one by one when their data fails.
+//!
+//! A group that fails is listed, answers that it is stopped and has no vote any more; the others go on. When the store
+//! itself has failed there is nothing to go on with: [`Groups::fatal`] says so, and the program ends the process.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
-use drover_core::ids::{GroupId, NodeId};
-use drover_core::meta::Meta;
-use tokio::sync::watch;
+use drover_core::ids::{GroupId, LogTime, NodeId};
+use drover_core::meta::{Meta, MetaChange, MetaEntry};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::Error;
-use super::group::Group;
-use super::peers::Peers;
-use crate::storage::Storage;
+use super::group::{Group, Raft};
+use super::log_store::LogStore;
+use super::peers::{Peers, Replica};
+use super::runtime::Runtime;
+use super::state_machine::StateMachine;
+use super::transport::Transport;
+use super::types::PeerNode;
+use super::{Error, Response, balance, bootstrap, election};
+use crate::metrics;
+use crate::storage::{self, Storage};
+use crate::wire::record;
+
+/// The meta group has at most this many voters: five survive two failures, and more only make each write slower.
+const META_VOTERS_MAX: usize = 5;
+/// How long a new cluster may take to elect its first leader.
+const INITIALIZE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Entries of one append. An entry is a batch already, so that this many are some megabytes.
+const APPEND_ENTRIES_MAX: u64 = 64;
+/// Appends, votes and proposals that wait for one group.
+const INBOX_MAX: u64 = 4096;
+/// What openraft allows a snapshot to take, some gigabytes over a slow network. A dead peer is noticed much earlier.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Timers of all groups, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     pub heartbeat_ms: u64,
     pub election_min_ms: u64,
+    /// Also the leader's lease: until it has run out, nobody votes for another.
     pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    /// For two loaded cores: three heartbeats may be late, and a dead leader is replaced within a second.
+    fn default() -> Self {
+        Self { heartbeat_ms: 200, election_min_ms: 500, election_max_ms: 750 }
+    }
 }
 
 /// What the groups of a node need.
@@ -32,8 +66,28 @@ pub struct GroupsConfig {
 }
 
 /// The groups of this node. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Groups {}
+#[derive(Clone)]
+pub struct Groups {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: GroupsConfig,
+    storage: Arc<dyn Storage>,
+    peers: Peers,
+    running: watch::Sender<Arc<BTreeMap<GroupId, Group>>>,
+    problems: Mutex<BTreeMap<GroupId, String>>,
+    /// Published by the state machine of the meta group, from the start on.
+    meta: OnceLock<watch::Receiver<Option<Arc<Meta>>>>,
+    fatal: watch::Sender<Option<String>>,
+    stopping: CancellationToken,
+}
+
+impl fmt::Debug for Groups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
 
 impl Groups {
     /// Starts the meta group from what is stored, and the shards that the meta state places here; goes on starting
@@ -43,37 +97,317 @@ impl Groups {
         storage: Arc<dyn Storage>,
         peers: Peers,
     ) -> Result<Self, Error> {
-        let _ = (config, storage, peers);
-        todo!()
+        let inner = Inner {
+            config,
+            storage,
+            peers,
+            running: watch::channel(Arc::new(BTreeMap::new())).0,
+            problems: Mutex::new(BTreeMap::new()),
+            meta: OnceLock::new(),
+            fatal: watch::channel(None).0,
+            stopping: CancellationToken::new(),
+        };
+        let groups = Self { inner: Arc::new(inner) };
+        groups.start_group(GroupId::Meta).await?;
+        groups.spawn(election::watch(groups.clone()));
+        groups.spawn(balance::run(groups.clone()));
+        groups.spawn(groups.clone().follow_meta());
+        Ok(groups)
     }
 
     /// Makes this node the first voter of a new meta group together with the other members, and commits `meta`.
     pub async fn initialize(&self, meta: Meta) -> Result<Arc<Meta>, Error> {
-        let _ = meta;
-        todo!()
+        let group = self.get(GroupId::Meta).ok_or_else(|| self.stopped(GroupId::Meta))?;
+        let address = |node: &NodeId| PeerNode { address: meta.members[node].peer_address.clone() };
+        let (voters, learners) = divide(self.inner.config.node, meta.members.keys());
+        let voters: BTreeMap<_, _> = voters.iter().map(|node| (*node, address(node))).collect();
+        match group.raft().initialize(voters).await {
+            // Repeating it goes on where the first attempt stopped.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(Error::Stopped { problem: error.to_string() }),
+        }
+        let mut leadership = group.leadership();
+        let elected = leadership.wait_for(|now| now.serving);
+        if !matches!(tokio::time::timeout(INITIALIZE_TIMEOUT, elected).await, Ok(Ok(_))) {
+            return Err(Error::NotLeader { leader: leadership.borrow().leader });
+        }
+        for node in learners {
+            let added = group.raft().add_learner(node, address(&node), false).await;
+            added.map_err(|error| Error::Stopped { problem: error.to_string() })?;
+        }
+        // No clock is read below the proposer, and nothing of a new cluster is older than its beginning.
+        let change = MetaChange::Initialize(Box::new(meta));
+        let entry = record::meta_entry_to_bytes(&MetaEntry { at: LogTime::new(0), change });
+        match group.propose(entry).await? {
+            Response::Meta(answer) => answer.map(|meta| Arc::new(*meta)).map_err(Error::Refused),
+            Response::None | Response::Shard { .. } => Err(Error::Unknown),
+        }
     }
 
     /// The meta state as this node has applied it.
     pub fn meta(&self) -> watch::Receiver<Option<Arc<Meta>>> {
-        todo!()
+        let published = self.inner.meta.get().cloned();
+        // Nothing is known, and nothing will be, if not even the state of the meta group could be read.
+        published.unwrap_or_else(|| watch::channel(None).1)
     }
 
     pub fn get(&self, group: GroupId) -> Option<Group> {
-        let _ = group;
-        todo!()
+        self.inner.running.borrow().get(&group).cloned()
     }
 
     /// The groups that run here; changes as shards are placed or stopped.
     pub fn watch(&self) -> watch::Receiver<Arc<BTreeMap<GroupId, Group>>> {
-        todo!()
+        self.inner.running.subscribe()
     }
 
     /// Groups that were stopped because their data cannot be trusted, and why.
     pub fn problems(&self) -> BTreeMap<GroupId, String> {
-        todo!()
+        self.inner.problems.lock().expect("nobody panics with the problems in hand").clone()
+    }
+
+    /// Something once the store has failed: this process must end.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.inner.fatal.subscribe()
     }
 
     pub async fn stop(&self) {
-        todo!()
+        self.inner.stopping.cancel();
+        let running = Arc::clone(&self.inner.running.borrow());
+        let stopping = running.values().map(|group| async {
+            self.inner.peers.unregister(group.id());
+            if group.raft().shutdown().await.is_err() {
+                tracing::warn!(group = %group.id(), "the group had failed before it was stopped");
+            }
+        });
+        futures::future::join_all(stopping).await;
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.inner.config.node
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.inner.config.timing
+    }
+
+    pub(super) fn seed(&self) -> Option<u64> {
+        self.inner.config.seed
+    }
+
+    pub(super) fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// Runs a task until the node stops.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.inner.stopping.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    async fn follow_meta(self) {
+        let mut meta = self.meta();
+        loop {
+            let current = meta.borrow_and_update().clone();
+            if let Some(current) = current
+                && let Err(error) = self.take_up(&current).await
+            {
+                self.fail(error.to_string());
+                return;
+            }
+            if meta.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Starts what the meta state places here. What it does not place here any more is left alone: its data is removed
+    /// by whoever moved it, never because something is absent.
+    async fn take_up(&self, meta: &Meta) -> Result<(), Error> {
+        let peers = &self.inner.peers;
+        peers.set_cluster_id(&meta.cluster_id);
+        let address = |member: &drover_core::meta::Member| member.peer_address.clone();
+        peers.set_members(
+            meta.members.iter().map(|(node, member)| (*node, address(member))).collect(),
+        );
+        for (shard, replicas) in &meta.placement {
+            let id = GroupId::Shard(*shard);
+            if !replicas.contains(&self.node()) || self.is_known(id) {
+                continue;
+            }
+            self.start_group(id).await?;
+            if let Some(group) = self.get(id) {
+                let voters = replicas.iter().map(|node| {
+                    (
+                        *node,
+                        PeerNode {
+                            address: meta.members.get(node).map(address).unwrap_or_default(),
+                        },
+                    )
+                });
+                self.spawn(bootstrap::run(self.clone(), group, voters.collect()));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_known(&self, group: GroupId) -> bool {
+        self.get(group).is_some() || self.problems().contains_key(&group)
+    }
+
+    /// Starts one group from what is stored. Data that cannot be trusted stops the group, anything else the node.
+    async fn start_group(&self, id: GroupId) -> Result<(), Error> {
+        let Inner { config, storage, peers, meta, .. } = &*self.inner;
+        // What was applied may be sound when the log is not: then the other groups can still be found.
+        let opened = StateMachine::open(Arc::clone(storage), id).and_then(|(state, view)| {
+            if id == GroupId::Meta {
+                meta.get_or_init(|| view.meta.clone());
+            }
+            Ok((LogStore::open(Arc::clone(storage), id)?, state, view))
+        });
+        let (log, state, view) = match opened {
+            Ok(opened) => opened,
+            Err(storage::Error::Corrupt { what }) => {
+                self.note_problem(id, what);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let transport = Transport::new(config.node, id, peers.clone());
+        let raft_config = Arc::new(raft_config(id, config)?);
+        let starting = Raft::new(config.node, raft_config, transport, log, state);
+        let started = match config.seed {
+            // Every group has a sequence of its own.
+            Some(seed) => Runtime::seeded(seed ^ u64::from(id.number()) << 32, starting).await,
+            None => starting.await,
+        };
+        let raft = match started {
+            Ok(raft) => raft,
+            Err(fatal) => {
+                self.on_stopped(id, fatal.to_string());
+                return Ok(());
+            }
+        };
+        let storage = Arc::clone(storage);
+        peers.register(id, Replica { raft: raft.clone(), storage });
+        let groups = self.clone();
+        let group =
+            Group::new(id, config.node, raft, view, move |problem| groups.on_stopped(id, problem));
+        self.inner.running.send_modify(|running| {
+            Arc::make_mut(running).insert(id, group);
+        });
+        Ok(())
+    }
+
+    fn on_stopped(&self, group: GroupId, problem: String) {
+        if self.inner.stopping.is_cancelled() {
+            return;
+        }
+        self.inner.peers.unregister(group);
+        self.note_problem(group, problem);
+        self.check_store();
+    }
+
+    fn note_problem(&self, group: GroupId, problem: String) {
+        tracing::error!(%group, problem, "stopped a group: its replica here has failed");
+        metrics::group_stopped();
+        let mut problems =
+            self.inner.problems.lock().expect("nobody panics with the problems in hand");
+        problems.insert(group, problem);
+    }
+
+    /// A store that has failed answers no sync any more; one that only found damaged records does.
+    fn check_store(&self) {
+        let (sender, synced) = oneshot::channel();
+        self.inner.storage.sync(Box::new(move |result| {
+            sender.send(result).ok();
+        }));
+        let groups = self.clone();
+        self.spawn(async move {
+            match synced.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => groups.fail(error.to_string()),
+                Err(_) => groups.fail("the store has gone".to_owned()),
+            }
+        });
+    }
+
+    fn fail(&self, problem: String) {
+        tracing::error!(problem, "the store has failed: this process must end");
+        self.inner.fatal.send_replace(Some(problem));
+    }
+
+    fn stopped(&self, group: GroupId) -> Error {
+        let problem = self.problems().remove(&group);
+        Error::Stopped { problem: problem.unwrap_or_else(|| "it was not started".into()) }
+    }
+}
+
+/// Who votes in the meta group, this node among them, and who only follows it.
+fn divide<'a>(
+    this: NodeId,
+    members: impl Iterator<Item = &'a NodeId>,
+) -> (Vec<NodeId>, Vec<NodeId>) {
+    let mut nodes: Vec<NodeId> = members.copied().filter(|node| *node != this).collect();
+    nodes.insert(0, this);
+    let learners = nodes.split_off(nodes.len().min(META_VOTERS_MAX));
+    (nodes, learners)
+}
+
+fn raft_config(group: GroupId, config: &GroupsConfig) -> Result<Config, Error> {
+    let Timing { heartbeat_ms, election_min_ms, election_max_ms } = config.timing;
+    let kept = config.log_entries_kept.max(1);
+    let raft = Config {
+        cluster_name: group.to_string(),
+        heartbeat_interval: heartbeat_ms,
+        // A follower that has just acknowledged entries needs no heartbeat.
+        heartbeat_min_interval: Some(heartbeat_ms / 2),
+        election_timeout_min: election_min_ms,
+        election_timeout_max: election_max_ms,
+        enable_pre_vote: Some(true),
+        // A leader that has lost its quorum goes quiet for so long that the others can elect one of theirs.
+        quorum_loss_probe_interval: Some(election_max_ms * 2),
+        // What is applied is not forced to disk, so a restarted leader may know less than it served: it must be elected.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        api_channel_size: Some(INBOX_MAX),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(kept),
+        max_in_snapshot_log_to_keep: kept,
+        purge_batch_size: (kept / 4).max(1),
+        // As long as the entries are there they are cheaper than a snapshot.
+        replication_lag_threshold: u64::MAX / 2,
+        install_snapshot_timeout: SNAPSHOT_TIMEOUT.as_millis() as u64,
+        ..Config::default()
+    };
+    raft.validate().map_err(|error| Error::Stopped { problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_meta_group_has_five_voters_at_the_most_and_its_founder_is_one() {
+        let nodes: Vec<_> = (1..=7).map(|number| NodeId::new(number, 0)).collect();
+        let (voters, learners) = divide(nodes[6], nodes.iter());
+        assert_eq!(voters.len(), 5);
+        assert!(voters.contains(&nodes[6]));
+        assert_eq!(learners, nodes[4..6]);
+        let (voters, learners) = divide(nodes[0], nodes[..3].iter());
+        assert_eq!((voters.len(), learners.len()), (3, 0));
+    }
+
+    #[test]
+    fn the_default_timers_are_valid() {
+        let timing = Timing::default();
+        let node = NodeId::new(1, 0);
+        let config = GroupsConfig { node, timing, log_entries_kept: 1000, seed: None };
+        assert!(raft_config(GroupId::Meta, &config).is_ok());
     }
 }

@@ -1,13 +1,24 @@
 //! Raft groups on openraft: the meta group and one group a shard, over one connection to each peer.
 
+mod balance;
+mod bootstrap;
+mod election;
+mod frames;
 pub mod group;
 pub mod groups;
+mod link;
 mod log_record;
 pub mod log_store;
 mod log_tail;
+pub mod network;
 pub mod peers;
+mod receive;
 pub mod runtime;
+mod serve;
 pub mod snapshot;
+pub mod state_machine;
+pub mod tls;
+mod transport;
 pub mod types;
 
 use drover_core::change::{Effect, Outcome};
@@ -49,6 +60,9 @@ pub enum Error {
     /// The group is stopped on this node and answers nothing any more.
     #[error("the group is stopped: {problem}")]
     Stopped { problem: String },
+    /// The meta group refused the change.
+    #[error(transparent)]
+    Refused(MetaRefusal),
     #[error(transparent)]
     Storage(#[from] crate::storage::Error),
 }

@@ -1,15 +1,61 @@
-//! Connections to the other nodes: one a peer, shared by all groups and by forwarded requests.
+//! Connections to the other nodes: one a peer and direction, shared by all groups and by forwarded requests.
+//!
+//! A node calls a peer over the connection that it opened itself, and answers over the one that the peer opened.
+//! `link` keeps the first kind, `serve` answers on the second, `network` and `tls` carry the bytes.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId};
-use drover_proto::cluster::{Announce, AnnounceResponse, Deliver};
-use tokio::sync::{mpsc, oneshot};
+use drover_proto::cluster::envelope::Body;
+use drover_proto::cluster::failure::Kind;
+use drover_proto::cluster::{Announce, AnnounceResponse, Deliver, Failure, Hello};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::group::Raft;
+use super::link::{self, Link};
+use super::network::PeerNetwork;
+use super::serve;
+use crate::metrics;
+use crate::storage::Storage;
+
+/// What peers ask of the layers above and nobody has taken up yet. More is refused as busy.
+const INCOMING_MAX: usize = 8192;
+/// Lost connections that nobody has looked at yet. Who misses one falls back on election time-outs.
+const LOSSES_MAX: usize = 64;
 
 /// A handle to all peers. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peers").field("node", &self.shared.node).finish_non_exhaustive()
+    }
+}
+
+/// What the connections of a node need.
 #[derive(Debug, Clone)]
-pub struct Peers {}
+pub struct PeersConfig {
+    pub node: NodeId,
+    /// The nodes of the cluster and host:port of their peer listeners, as far as they are known at the start.
+    pub members: BTreeMap<NodeId, String>,
+    /// Nodes of another cluster are refused. `None` until this node belongs to one.
+    pub cluster_id: Option<String>,
+    pub network: Arc<dyn PeerNetwork>,
+    /// Seeds the jitter of reconnects. `None`: from the system.
+    pub seed: Option<u64>,
+}
 
 /// What a peer asks of the layers above Raft. Raft messages are answered below.
 #[derive(Debug)]
@@ -34,7 +80,7 @@ pub enum Incoming {
 /// Why a call to a peer has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// It was never sent.
+    /// It was never carried out.
     #[error("node {node} cannot be reached: {problem}")]
     Unreachable { node: NodeId, problem: String },
     /// It was sent; whether it was carried out is unknown.
@@ -42,12 +88,71 @@ pub enum CallError {
     Lost { node: NodeId },
     #[error("node {node} did not answer in time")]
     Timeout { node: NodeId },
-    /// Nothing was sent: too much waits for this peer already.
+    /// It was not carried out: too much waits already, here or there.
     #[error("the queue to node {node} is full")]
     Busy { node: NodeId },
 }
 
+/// The queue of what peers ask; bounded.
+pub type IncomingQueue = mpsc::Receiver<Incoming>;
+
 impl Peers {
+    /// Listens to peers, and keeps a connection to each member. Must be called inside the runtime.
+    pub fn start(config: PeersConfig) -> (Self, IncomingQueue) {
+        let (incoming, queue) = mpsc::channel(INCOMING_MAX);
+        let shared = Arc::new(Shared {
+            node: config.node,
+            network: config.network,
+            cluster_id: Mutex::new(config.cluster_id),
+            members: Mutex::new(Members::default()),
+            groups: Mutex::new(BTreeMap::new()),
+            receiving: Mutex::new(BTreeSet::new()),
+            incoming,
+            losses: broadcast::channel(LOSSES_MAX).0,
+            events_wanted: AtomicBool::new(false),
+            random: Mutex::new(match config.seed {
+                Some(seed) => SmallRng::seed_from_u64(seed),
+                None => SmallRng::from_os_rng(),
+            }),
+            stopping: CancellationToken::new(),
+        });
+        tokio::spawn(serve::listen(Arc::clone(&shared)));
+        let peers = Self { shared };
+        peers.set_members(config.members);
+        (peers, queue)
+    }
+
+    /// Who is in the cluster, and where. A node that was a member and is none any more is refused from now on: node
+    /// ids are never used twice (I-35).
+    pub fn set_members(&self, addresses: BTreeMap<NodeId, String>) {
+        let mut members = self.shared.members();
+        let gone: Vec<NodeId> =
+            members.by_id.keys().filter(|node| !addresses.contains_key(node)).copied().collect();
+        for node in gone {
+            members.stop(node);
+            members.removed.insert(node);
+        }
+        for (node, address) in addresses {
+            let known = members.by_id.get(&node).map(|member| &member.address);
+            if node == self.shared.node || known == Some(&address) {
+                continue;
+            }
+            members.stop(node);
+            let link = Arc::new(Link::new(node));
+            let keeping = link::keep(Arc::clone(&link), address.clone(), Arc::clone(&self.shared));
+            let task = tokio::spawn(keeping).abort_handle();
+            members.by_id.insert(node, Member { address, link, task });
+        }
+    }
+
+    /// This node belongs to a cluster from now on.
+    pub fn set_cluster_id(&self, cluster_id: &str) {
+        let mut known = self.shared.cluster_id.lock().expect("nobody panics with it in hand");
+        if known.as_deref() != Some(cluster_id) {
+            *known = Some(cluster_id.to_owned());
+        }
+    }
+
     /// Asks a peer; `request` is an encoded `cluster.v1.Request`.
     pub async fn request(
         &self,
@@ -56,14 +161,15 @@ impl Peers {
         request: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, CallError> {
-        let _ = (to, group, request, deadline);
-        todo!()
+        match self.call(to, group, Body::Request(request), deadline).await? {
+            Body::Response(response) => Ok(response),
+            other => Err(unexpected(to, other)),
+        }
     }
 
     /// Best effort, no answer.
     pub fn deliver(&self, to: NodeId, deliver: Deliver) {
-        let _ = (to, deliver);
-        todo!()
+        self.tell(to, Body::Deliver(deliver));
     }
 
     pub async fn announce(
@@ -73,27 +179,205 @@ impl Peers {
         announce: Announce,
         deadline: Duration,
     ) -> Result<AnnounceResponse, CallError> {
-        let _ = (to, group, announce, deadline);
-        todo!()
+        match self.call(to, group, Body::Announce(announce), deadline).await? {
+            Body::AnnounceResponse(response) => Ok(response),
+            other => Err(unexpected(to, other)),
+        }
     }
 
     /// Best effort, no answer.
     pub fn send_events(&self, to: NodeId, events: Bytes) {
-        let _ = (to, events);
-        todo!()
+        self.tell(to, Body::Events(events));
     }
 
     pub fn want_events(&self, wanted: bool) {
-        let _ = wanted;
-        todo!()
+        if self.shared.events_wanted.swap(wanted, Ordering::Relaxed) != wanted {
+            for member in self.shared.members().by_id.values() {
+                self.shared.introduce(&member.link);
+            }
+        }
     }
 
     /// Whether the connection to a peer is up.
     pub fn is_connected(&self, node: NodeId) -> bool {
-        let _ = node;
-        todo!()
+        self.shared.link(node).is_ok_and(|link| link.is_up())
+    }
+
+    /// Ends all connections; nothing is answered any more.
+    pub fn stop(&self) {
+        self.shared.stopping.cancel();
+        let mut members = self.shared.members();
+        let nodes: Vec<NodeId> = members.by_id.keys().copied().collect();
+        for node in nodes {
+            members.stop(node);
+        }
+    }
+
+    /// Nodes to which the connection broke, as it happens.
+    pub(super) fn losses(&self) -> broadcast::Receiver<NodeId> {
+        self.shared.losses.subscribe()
+    }
+
+    /// Messages for this group go to this replica from now on.
+    pub(super) fn register(&self, group: GroupId, replica: Replica) {
+        self.shared.groups.lock().expect("nobody panics with it in hand").insert(group, replica);
+    }
+
+    pub(super) fn unregister(&self, group: GroupId) {
+        self.shared.groups.lock().expect("nobody panics with it in hand").remove(&group);
+    }
+
+    pub(super) fn link(&self, to: NodeId) -> Result<Arc<Link>, CallError> {
+        self.shared.link(to)
+    }
+
+    pub(super) fn hello(&self, to: NodeId) -> Hello {
+        self.shared.hello(to)
+    }
+
+    /// Asks and waits for the answer, at the most until the deadline.
+    pub(super) async fn call(
+        &self,
+        to: NodeId,
+        group: GroupId,
+        body: Body,
+        deadline: Duration,
+    ) -> Result<Body, CallError> {
+        let call = self.link(to)?.call(group, deadline, body)?;
+        tokio::time::timeout(deadline, call).await.unwrap_or(Err(CallError::Timeout { node: to }))
+    }
+
+    fn tell(&self, to: NodeId, body: Body) {
+        let sent = self.link(to).and_then(|link| link.tell(GroupId::Meta, body));
+        if let Err(error) = sent {
+            metrics::peer_message_dropped();
+            tracing::debug!(%error, "dropped a message without an answer");
+        }
     }
 }
 
-/// The queue of what peers ask; bounded.
-pub type IncomingQueue = mpsc::Receiver<Incoming>;
+/// The answer is not what was asked for: mostly a failure.
+pub(super) fn unexpected(node: NodeId, body: Body) -> CallError {
+    let Body::Failure(Failure { kind, text }) = body else {
+        return CallError::Lost { node };
+    };
+    match Kind::try_from(kind) {
+        Ok(Kind::Busy) => CallError::Busy { node },
+        Ok(Kind::Absent | Kind::Invalid) => CallError::Unreachable { node, problem: text },
+        Ok(Kind::Stopped | Kind::Unspecified) | Err(_) => CallError::Lost { node },
+    }
+}
+
+/// The replica of a group on this node, for those who carry messages to it.
+#[derive(Clone)]
+pub(super) struct Replica {
+    pub(super) raft: Raft,
+    pub(super) storage: Arc<dyn Storage>,
+}
+
+/// What all connections of the node share.
+pub(super) struct Shared {
+    pub(super) node: NodeId,
+    pub(super) network: Arc<dyn PeerNetwork>,
+    pub(super) incoming: mpsc::Sender<Incoming>,
+    pub(super) stopping: CancellationToken,
+    cluster_id: Mutex<Option<String>>,
+    members: Mutex<Members>,
+    groups: Mutex<BTreeMap<GroupId, Replica>>,
+    receiving: Mutex<BTreeSet<GroupId>>,
+    losses: broadcast::Sender<NodeId>,
+    events_wanted: AtomicBool,
+    random: Mutex<SmallRng>,
+}
+
+#[derive(Default)]
+struct Members {
+    by_id: BTreeMap<NodeId, Member>,
+    removed: BTreeSet<NodeId>,
+}
+
+struct Member {
+    address: String,
+    link: Arc<Link>,
+    task: AbortHandle,
+}
+
+impl Members {
+    fn stop(&mut self, node: NodeId) {
+        if let Some(member) = self.by_id.remove(&node) {
+            member.task.abort();
+            member.link.take_down("it is no member, or has moved".into());
+        }
+    }
+}
+
+/// The right to receive a snapshot of a group.
+pub(super) struct Receiving {
+    shared: Arc<Shared>,
+    group: GroupId,
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.shared.receiving().remove(&self.group);
+    }
+}
+
+impl Shared {
+    pub(super) fn hello(&self, to: NodeId) -> Hello {
+        link::hello(self.node, to, self.cluster_id())
+    }
+
+    pub(super) fn cluster_id(&self) -> Option<String> {
+        self.cluster_id.lock().expect("nobody panics with it in hand").clone()
+    }
+
+    pub(super) fn is_removed(&self, node: NodeId) -> bool {
+        self.members().removed.contains(&node)
+    }
+
+    /// Claims the right to receive a snapshot of a group, until the claim is dropped.
+    pub(super) fn begin_receiving(self: &Arc<Self>, group: GroupId) -> Option<Receiving> {
+        let free = self.receiving().insert(group);
+        free.then(|| Receiving { shared: Arc::clone(self), group })
+    }
+
+    fn receiving(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+        self.receiving.lock().expect("nobody panics with it in hand")
+    }
+
+    pub(super) fn replica(&self, group: GroupId) -> Option<Replica> {
+        self.groups.lock().expect("nobody panics with it in hand").get(&group).cloned()
+    }
+
+    /// A connection to or from this node broke.
+    pub(super) fn lost(&self, node: NodeId) {
+        // Nobody listens while no group runs.
+        self.losses.send(node).ok();
+    }
+
+    /// Tells a peer what it must know about this node beyond its name.
+    pub(super) fn introduce(&self, link: &Link) {
+        let wanted = self.events_wanted.load(Ordering::Relaxed);
+        if let Err(error) = link.tell(GroupId::Meta, Body::EventsWanted(wanted)) {
+            tracing::debug!(%error, "a peer will learn later which events are wanted");
+        }
+    }
+
+    pub(super) fn draw(&self) -> u64 {
+        self.random.lock().expect("nobody panics with it in hand").random()
+    }
+
+    fn link(&self, to: NodeId) -> Result<Arc<Link>, CallError> {
+        let members = self.members();
+        let member = members.by_id.get(&to).ok_or_else(|| {
+            let problem = "it is no member of the cluster, as far as this node knows".into();
+            CallError::Unreachable { node: to, problem }
+        })?;
+        Ok(Arc::clone(&member.link))
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().expect("nobody panics with the members in hand")
+    }
+}

@@ -52,6 +52,8 @@ pub type EntryPayload = openraft::EntryPayload<Proposal, NodeId, PeerNode>;
 pub type Membership = openraft::Membership<NodeId, PeerNode>;
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, super::snapshot::SnapshotData>;
+pub type StorageError = openraft::StorageError<TypeConfig>;
 
 /// An encoded `record.v1.Batch` (in a shard) or `record.v1.MetaChange` (in the meta group).
 #[derive(Clone, PartialEq, Eq)]
