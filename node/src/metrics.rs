@@ -6,6 +6,12 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub const BUS_MISSED_MESSAGES: &str = "drover_bus_missed_messages_total";
 pub const BUS_READERS: &str = "drover_bus_readers";
 pub const BUS_REBUILDS: &str = "drover_bus_rebuilds_total";
+pub const MQTT_ACCEPTED: &str = "drover_mqtt_accepted_total";
+pub const MQTT_ACK_SECONDS: &str = "drover_mqtt_ack_seconds";
+pub const MQTT_CLOSES: &str = "drover_mqtt_closes_total";
+pub const MQTT_CONNECTIONS: &str = "drover_mqtt_connections";
+pub const MQTT_MESSAGES: &str = "drover_mqtt_messages_total";
+pub const MQTT_TURNED_AWAY: &str = "drover_mqtt_turned_away_total";
 pub const PROCESS_ALLOCATED_BYTES: &str = "drover_process_allocated_bytes";
 pub const PROCESS_RESIDENT_BYTES: &str = "drover_process_resident_bytes";
 pub const PROCESS_RETAINED_BYTES: &str = "drover_process_retained_bytes";
@@ -31,6 +37,32 @@ const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Counter,
         Unit::Count,
         "How often the router of the bus died and was replaced.",
+    ),
+    (
+        MQTT_ACCEPTED,
+        Kind::Counter,
+        Unit::Count,
+        "Sockets that were accepted, whatever became of them.",
+    ),
+    (
+        MQTT_ACK_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "From a PUBLISH at the socket to its PUBACK on the way out.",
+    ),
+    (MQTT_CLOSES, Kind::Counter, Unit::Count, "Connections that ended, by reason."),
+    (MQTT_CONNECTIONS, Kind::Gauge, Unit::Count, "Open sockets, half-open ones included."),
+    (
+        MQTT_MESSAGES,
+        Kind::Counter,
+        Unit::Count,
+        "Telemetry messages that are durable on a majority.",
+    ),
+    (
+        MQTT_TURNED_AWAY,
+        Kind::Counter,
+        Unit::Count,
+        "Sockets that were closed at once because no place was free.",
     ),
     (
         PROCESS_ALLOCATED_BYTES,

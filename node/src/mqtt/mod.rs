@@ -1,6 +1,27 @@
-//! MQTT: listeners, and a task for each connection.
+//! MQTT 3.1.1 as Azure IoT Hub speaks it: bytes to packets to typed requests, and back.
+//!
+//! | file | does |
+//! |---|---|
+//! | [`listener`] | accepts sockets within limits, TLS, stop |
+//! | [`connection`] | carries bytes and requests between a socket, a session and the cluster |
+//! | [`codec`] | framing, the gate of rules, packets |
+//! | [`login`], [`opening`] | what a CONNECT claims; from the claim to a committed epoch |
+//! | [`session`] | the pure state machine of a connection |
+//! | [`topics`], [`properties`] | what topics mean; messages with their properties |
+//! | [`status`], [`close`] | errors as MQTT can say them; why a connection ended |
 
+pub mod close;
 pub mod codec;
+pub mod config;
+mod connection;
+mod listener;
 pub mod login;
+mod metrics;
+mod opening;
 pub mod properties;
+pub mod session;
+pub mod status;
 pub mod topics;
+
+pub use config::Config;
+pub use listener::{Server, Transport};

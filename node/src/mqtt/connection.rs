@@ -1,0 +1,400 @@
+//! One socket: reads, feeds the session, writes what it polls, carries its requests to the cluster.
+//!
+//! It decides nothing. An idle connection holds no buffer: bytes are read into one that the thread's connections share,
+//! and only a packet that is not complete, or may not be taken yet, is kept.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use drover_cluster::Cluster;
+use drover_cluster::actors::session::{Delivery, Session as ClusterSession};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tracing::{debug, trace};
+
+use super::close::CloseReason;
+use super::codec::{self, Reply};
+use super::config::Config;
+use super::metrics::Meters;
+use super::opening::{OpenedSession, open};
+use super::session::{Now, OpenError, Outcome, Outgoing, Request, Session};
+use crate::clock;
+
+/// How much is read at once: some 80 messages of 200 bytes.
+const READ_BYTES: usize = 16 * 1024;
+
+/// No more packets are encoded while so many bytes wait for the socket.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// For the last packets and the end of TLS; a peer that is gone does not answer.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// What all connections of a server share.
+pub(super) struct Shared {
+    pub(super) cluster: Cluster,
+    pub(super) config: Arc<Config>,
+    pub(super) meters: Meters,
+    pub(super) stop: CancellationToken,
+}
+
+/// What comes back from the cluster.
+enum Answer {
+    Opened(Box<OpenedSession>),
+    Outcome(Outcome),
+}
+
+type InFlight = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What woke the connection.
+enum Event {
+    Answer(Answer),
+    Delivery(Option<Box<Delivery>>),
+    Written(std::io::Result<()>),
+    Read(std::io::Result<usize>),
+    Time,
+    Stop,
+}
+
+/// Carries a connection from its open socket to its end.
+///
+/// `place` is the connection's place among those that have proved nothing; it is given up once the device is connected.
+pub(super) async fn run<S>(stream: S, shared: Arc<Shared>, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut connection = Connection::new(stream, shared, place);
+    let reason = connection.serve().await;
+    connection.finish(reason).await;
+}
+
+struct Connection<S> {
+    stream: S,
+    shared: Arc<Shared>,
+    place: Option<OwnedSemaphorePermit>,
+    session: Session,
+    /// Received and not parsed: part of a packet, or packets that may not be taken yet.
+    input: Vec<u8>,
+    /// Encoded and not written.
+    output: Vec<u8>,
+    written: usize,
+    /// TLS keeps bytes back until it is flushed.
+    needs_flush: bool,
+    /// When the socket took bytes last.
+    taken: Instant,
+    is_broken: bool,
+    cluster_session: Option<Arc<ClusterSession>>,
+    deliveries: Option<mpsc::Receiver<Box<Delivery>>>,
+    in_flight: Option<InFlight>,
+    timer: Pin<Box<Sleep>>,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    fn new(stream: S, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
+        let now = now();
+        let session = Session::new(Arc::clone(&shared.config), now);
+        let deadline = session.deadline().unwrap_or(now.instant);
+        Self {
+            stream,
+            place: Some(place),
+            session,
+            input: Vec::new(),
+            output: Vec::new(),
+            written: 0,
+            needs_flush: false,
+            taken: now.instant,
+            is_broken: false,
+            cluster_session: None,
+            deliveries: None,
+            in_flight: None,
+            timer: Box::pin(sleep_until(deadline)),
+            stop: Box::pin(shared.stop.clone().cancelled_owned()),
+            shared,
+        }
+    }
+
+    /// Until the session has ended.
+    async fn serve(&mut self) -> CloseReason {
+        loop {
+            self.advance(now());
+            if let Some(reason) = self.session.closed() {
+                return reason;
+            }
+            let event = poll_fn(|context| self.poll_event(context)).await;
+            self.handle(event, now());
+        }
+    }
+
+    /// All that can be done without waiting.
+    fn advance(&mut self, now: Now) {
+        self.parse(now);
+        // A flooding device must not outrun its own deadlines.
+        if self.session.deadline().is_some_and(|deadline| deadline <= now.instant) {
+            self.session.handle_time(now);
+        }
+        if self.in_flight.is_none()
+            && let Some(request) = self.session.poll_request(now)
+        {
+            self.in_flight = Some(self.begin(request));
+        }
+        self.encode(now);
+        if self.in_flight.is_none() && self.output.is_empty() {
+            self.session.release_memory();
+        }
+    }
+
+    /// Takes packets from the input while the session wants any.
+    fn parse(&mut self, now: Now) {
+        let mut parsed = 0;
+        while self.session.wants_packets() && parsed < self.input.len() {
+            match codec::decode(&self.input[parsed..], self.session.expects()) {
+                Ok(Some((packet, length))) => {
+                    trace!(?packet, "received");
+                    self.session.handle_packet(packet, now);
+                    parsed += length;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    debug!(%error, "malformed");
+                    self.session.handle_malformed(error);
+                }
+            }
+        }
+        if parsed == self.input.len() {
+            self.input = Vec::new();
+        } else if parsed > 0 {
+            self.input.drain(..parsed);
+        }
+    }
+
+    /// Encodes what is to be sent into one buffer, so that it leaves with one system call.
+    fn encode(&mut self, now: Now) {
+        if self.output.is_empty() {
+            self.taken = now.instant;
+        }
+        while self.output.len() < OUTPUT_BYTES_MAX
+            && let Some(Outgoing { reply, received }) = self.session.poll_reply()
+        {
+            if let (Reply::Puback(_), Some(received)) = (&reply, received) {
+                let waited = now.instant.saturating_duration_since(received);
+                self.shared.meters.ack_seconds.record(waited.as_secs_f64());
+            }
+            if !self.is_broken {
+                codec::encode(reply, &mut self.output);
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ events
+
+    /// Answers before new packets, writing before reading, time last: whoever is served is not yet overdue.
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        if let Some(in_flight) = &mut self.in_flight
+            && let Poll::Ready(answer) = in_flight.as_mut().poll(context)
+        {
+            self.in_flight = None;
+            return Poll::Ready(Event::Answer(answer));
+        }
+        if let Some(deliveries) = &mut self.deliveries
+            && let Poll::Ready(delivery) = deliveries.poll_recv(context)
+        {
+            return Poll::Ready(Event::Delivery(delivery));
+        }
+        if !self.is_broken
+            && (self.written < self.output.len() || self.needs_flush)
+            && let Poll::Ready(written) = self.poll_write(context)
+        {
+            return Poll::Ready(Event::Written(written));
+        }
+        if !self.is_broken
+            && self.session.wants_packets()
+            && let Poll::Ready(read) = self.poll_read(context)
+        {
+            return Poll::Ready(Event::Read(read));
+        }
+        if !self.session.is_opening() && self.stop.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Event::Stop);
+        }
+        self.poll_time(context).map(|()| Event::Time)
+    }
+
+    fn handle(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Answer(Answer::Opened(opened)) => {
+                let OpenedSession { session, deliveries, opened } = *opened;
+                self.cluster_session = Some(Arc::new(session));
+                self.place = None;
+                self.deliveries = Some(deliveries);
+                self.session.handle_outcome(Outcome::Opened(Ok(opened)), now);
+            }
+            Event::Answer(Answer::Outcome(outcome)) => {
+                if let Outcome::Appended(Ok(count)) = &outcome {
+                    self.shared.meters.messages.increment(*count);
+                }
+                self.session.handle_outcome(outcome, now);
+            }
+            Event::Delivery(delivery) => {
+                self.session.handle_delivery(delivery.map(|delivery| *delivery));
+            }
+            Event::Written(Ok(())) => {}
+            Event::Read(Ok(read)) if read > 0 => {}
+            Event::Read(_) | Event::Written(Err(_)) => self.hang_up(now),
+            Event::Time if self.is_unread(now.instant) => {
+                self.session.handle_failure(CloseReason::Unread);
+            }
+            Event::Time => self.session.handle_time(now),
+            Event::Stop => self.session.handle_stop(),
+        }
+    }
+
+    fn hang_up(&mut self, now: Now) {
+        self.is_broken = true;
+        self.input = Vec::new();
+        self.output = Vec::new();
+        self.written = 0;
+        self.needs_flush = false;
+        self.session.handle_hang_up(now);
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            self.input.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+
+    /// Ready when everything is with the socket.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while self.written < self.output.len() {
+            let rest = &self.output[self.written..];
+            let count = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            if count == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count;
+            self.taken = Instant::now();
+            self.needs_flush = true;
+        }
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.output = Vec::new();
+        self.written = 0;
+        self.needs_flush = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the next deadline has passed. The timer is set anew only when it fires or the deadline comes nearer,
+    /// so that a busy connection does not set it with each packet.
+    fn poll_time(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let unread = (!self.output.is_empty()).then(|| self.taken + self.shared.config.unread_max);
+        let deadline = self.session.deadline();
+        let Some(deadline) = deadline.into_iter().chain(unread).min() else {
+            return Poll::Pending;
+        };
+        if deadline < self.timer.deadline() {
+            self.timer.as_mut().reset(deadline);
+        }
+        ready!(self.timer.as_mut().poll(context));
+        if deadline <= Instant::now() {
+            return Poll::Ready(());
+        }
+        self.timer.as_mut().reset(deadline);
+        self.timer.as_mut().poll(context)
+    }
+
+    fn is_unread(&self, now: Instant) -> bool {
+        !self.output.is_empty() && now >= self.taken + self.shared.config.unread_max
+    }
+
+    // ------------------------------------------------------------ requests
+
+    fn begin(&self, request: Request) -> InFlight {
+        let Some(session) = self.cluster_session.clone() else {
+            return self.begin_open(request);
+        };
+        Box::pin(async move {
+            Answer::Outcome(match request {
+                Request::Append(messages) => {
+                    let count = messages.len() as u64;
+                    Outcome::Appended(session.append(messages).await.map(|_| count))
+                }
+                Request::ReadTwin => Outcome::Twin(session.twin().await.map(Box::new)),
+                Request::PatchReported { expected, patch } => {
+                    Outcome::Reported(session.patch_reported(expected, patch).await)
+                }
+                Request::Subscribe(subscriptions) => {
+                    Outcome::Subscribed(session.subscribe(subscriptions).await)
+                }
+                Request::Unsubscribe(channels) => {
+                    Outcome::Subscribed(session.unsubscribe(channels).await)
+                }
+                // A session opens once.
+                Request::Open(_) => Outcome::Opened(Err(OpenError::Denied)),
+            })
+        })
+    }
+
+    fn begin_open(&self, request: Request) -> InFlight {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let opened = match request {
+                Request::Open(login) => {
+                    open(&shared.cluster, &shared.config.host_names, &login).await
+                }
+                // Before it is open a session asks for nothing else.
+                Request::Append(_)
+                | Request::ReadTwin
+                | Request::PatchReported { .. }
+                | Request::Subscribe(_)
+                | Request::Unsubscribe(_) => Err(OpenError::Denied),
+            };
+            match opened {
+                Ok(opened) => Answer::Opened(Box::new(opened)),
+                Err(error) => Answer::Outcome(Outcome::Opened(Err(error))),
+            }
+        })
+    }
+
+    // ------------------------------------------------------------ the end
+
+    /// Sends the last packets, closes the socket, then the session. A request that is still with the cluster is given
+    /// up: nobody waits for its answer.
+    async fn finish(&mut self, reason: CloseReason) {
+        Meters::closed(reason);
+        self.in_flight = None;
+        self.deliveries = None;
+        self.encode(now());
+        if !self.is_broken {
+            let last = async {
+                poll_fn(|context| self.poll_write(context)).await?;
+                self.stream.shutdown().await
+            };
+            if let Ok(Err(error)) = timeout(SHUTDOWN_MAX, last).await {
+                trace!(%error, "the peer was gone already");
+            }
+        }
+        let Some(session) = self.cluster_session.take().and_then(Arc::into_inner) else { return };
+        debug!(device = %session.device(), epoch = %session.epoch(), reason = reason.label(), "closed");
+        if let Err(error) = session.close(self.session.take_will()).await {
+            debug!(%error, "a session was not closed in order: the next connection replaces it");
+        }
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now(), unix_ms: clock::unix_ms() }
+}

@@ -1,0 +1,80 @@
+//! From a claim to the live connection of a device: credentials, proof, epoch.
+
+use drover_cluster::Cluster;
+use drover_cluster::Error;
+use drover_cluster::actors::session::{DELIVERIES_MAX, Delivery, OpenSession, Session};
+use drover_core::change::Refusal;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::login::Login;
+use super::session::{OpenError, Opened};
+use super::status;
+use crate::clock;
+use crate::identity::{self, Registry};
+
+/// A connection whose epoch is committed, with its way to and from the cluster.
+pub(super) struct OpenedSession {
+    pub(super) session: Session,
+    pub(super) deliveries: mpsc::Receiver<Box<Delivery>>,
+    pub(super) opened: Opened,
+}
+
+/// How often a connect is tried when the identity changes between the check and the commit. Twice means that somebody
+/// edits this very device all the time.
+const ATTEMPTS_MAX: usize = 2;
+
+/// Success: the epoch is durable on a majority, and the former connection is without effect.
+pub(super) async fn open(
+    cluster: &Cluster,
+    host_names: &[String],
+    login: &Login,
+) -> Result<OpenedSession, OpenError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match attempt(cluster, host_names, login).await? {
+            Ok(opened) => return Ok(opened),
+            Err(Error::Refused(Refusal::CredentialsChanged)) if attempts < ATTEMPTS_MAX => {}
+            Err(error) => {
+                debug!(device = %login.device, %error, "connect refused");
+                return Err(status::open_error(&error));
+            }
+        }
+    }
+}
+
+async fn attempt(
+    cluster: &Cluster,
+    host_names: &[String],
+    login: &Login,
+) -> Result<Result<OpenedSession, Error>, OpenError> {
+    let identity = match cluster.credentials(&login.device).await {
+        Ok(identity) => identity,
+        Err(error) => return Ok(Err(error)),
+    };
+    let meta = cluster.meta();
+    let registry = Registry { identity: identity.as_ref(), meta: meta.as_deref(), host_names };
+    let now_s = clock::unix_ms() / 1000;
+    let proof = identity::verify_device(&login.device, registry, &login.password, now_s).map_err(
+        |denied| {
+            debug!(device = %login.device, %denied, "connect denied");
+            OpenError::Denied
+        },
+    )?;
+    let (sender, deliveries) = mpsc::channel(DELIVERIES_MAX);
+    let request = OpenSession {
+        proven: proof.proven,
+        clean_session: login.clean_session,
+        deliveries: sender,
+    };
+    Ok(cluster.open_session(request).await.map(|session| {
+        let opened = Opened {
+            epoch: session.epoch(),
+            session_present: session.session_present(),
+            subscriptions: session.subscriptions().clone(),
+            expires_s: proof.expires_s,
+        };
+        OpenedSession { session, deliveries, opened }
+    }))
+}

@@ -1,0 +1,82 @@
+//! What a device has asked for and has no answer to.
+
+use drover_core::change::Message;
+use drover_core::device::{Channel, Qos, Subscriptions};
+use drover_core::ids::Version;
+use tokio::time::Instant;
+
+/// One of the things that wait for the cluster, in the order in which they came.
+#[derive(Debug)]
+pub(super) enum Work {
+    Telemetry(Telemetry),
+    ReadTwin(TwinRequest),
+    PatchReported {
+        request: TwinRequest,
+        expected: Option<Version>,
+        payload: Box<[u8]>,
+    },
+    /// The response to a method. Nothing waits for one yet.
+    MethodResponse {
+        ack: Option<Ack>,
+    },
+    Subscribe(Subscribe),
+    Unsubscribe(Unsubscribe),
+}
+
+impl Work {
+    /// What it counts against the window.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Telemetry(telemetry) => telemetry.message.0.len(),
+            Self::PatchReported { payload, .. } => payload.len(),
+            Self::ReadTwin(_)
+            | Self::MethodResponse { .. }
+            | Self::Subscribe(_)
+            | Self::Unsubscribe(_) => 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Telemetry {
+    pub(super) message: Message,
+    pub(super) ack: Option<Ack>,
+}
+
+#[derive(Debug)]
+pub(super) struct TwinRequest {
+    pub(super) id: Box<str>,
+    pub(super) ack: Option<Ack>,
+}
+
+#[derive(Debug)]
+pub(super) struct Subscribe {
+    pub(super) packet_id: u16,
+    /// `None` for a filter that is refused.
+    pub(super) filters: Vec<(Option<Channel>, Qos)>,
+}
+
+impl Subscribe {
+    /// What is asked for. Of a filter that is named twice, the last counts.
+    pub(super) fn wanted(&self) -> Subscriptions {
+        self.filters.iter().filter_map(|(channel, qos)| Some(((*channel)?, *qos))).collect()
+    }
+
+    /// A return code for each filter, in order.
+    pub(super) fn granted(&self) -> Vec<Option<Qos>> {
+        self.filters.iter().map(|(channel, qos)| channel.map(|_| *qos)).collect()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Unsubscribe {
+    pub(super) packet_id: u16,
+    pub(super) channels: Vec<Channel>,
+}
+
+/// A PUBACK that is owed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ack {
+    pub(super) packet_id: u16,
+    pub(super) received: Instant,
+}
