@@ -21,6 +21,8 @@ mod policies;
 mod tokens;
 mod twins;
 
+use std::io::Write as _;
+
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -57,9 +59,13 @@ pub fn call(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(command) => config::call(command),
         Command::Hub(command) => hub::call(command),
         Command::Completion { shell } => {
-            let command = &mut Arguments::command();
-            clap_complete::generate(shell, command, "drover", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "drover", &mut script);
+            // A reader that has seen enough is no failure, and clap would panic over it.
+            std::io::stdout().write_all(&script).or_else(|error| {
+                let gone = error.kind() == std::io::ErrorKind::BrokenPipe;
+                if gone { Ok(()) } else { Err(Failure::Failed(format!("cannot print: {error}"))) }
+            })
         }
     }
 }
