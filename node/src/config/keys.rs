@@ -32,7 +32,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("tls.key", "private key (PEM) of tls.certificate"),
     (
         "tls.peer_certificate",
-        "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION",
+        "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION.drover",
     ),
     ("tls.peer_key", "private key (PEM) of tls.peer_certificate"),
     ("tls.peer_ca", "CA (PEM) that signs the certificates of all nodes, and of no one else"),
