@@ -17,8 +17,7 @@ pub fn token(resource: &str, key_base64: &str, policy: Option<&str>) -> anyhow::
     token_until(resource, key_base64, policy, now_s() + LIFETIME_S)
 }
 
-/// The same until a given second since 1970, past ones included.
-pub fn token_until(
+fn token_until(
     resource: &str,
     key_base64: &str,
     policy: Option<&str>,

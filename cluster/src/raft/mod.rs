@@ -2,6 +2,7 @@
 
 mod balance;
 mod bootstrap;
+mod chunk;
 mod election;
 mod frames;
 pub mod group;
@@ -12,6 +13,7 @@ pub mod log_store;
 mod log_tail;
 pub mod network;
 pub mod peers;
+mod position;
 mod receive;
 pub mod runtime;
 mod serve;
@@ -20,6 +22,7 @@ pub mod state_machine;
 pub mod tls;
 mod transport;
 pub mod types;
+mod working_set;
 
 use drover_core::change::{Effect, Outcome};
 use drover_core::ids::NodeId;

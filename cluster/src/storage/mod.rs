@@ -10,6 +10,11 @@
 //!
 //! Two implementations pass one conformance suite: RocksDB, and a simulated disk.
 
+pub mod keys;
+pub mod simulated;
+pub mod state;
+pub mod stream;
+
 use std::fmt;
 use std::ops::Range;
 

@@ -3,3 +3,19 @@
 pub mod json;
 pub mod peer;
 pub mod record;
+
+use std::fmt;
+
+/// What was wrong with which field of something that was to be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    pub field: String,
+    pub problem: String,
+}
+
+impl Invalid {
+    pub fn new(field: impl Into<String>, problem: impl fmt::Display) -> Self {
+        Self { field: field.into(), problem: problem.to_string() }
+    }
+}

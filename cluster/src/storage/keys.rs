@@ -1,0 +1,149 @@
+//! The key layout of a group's applied records. It is on disk: a change of it is a new format.
+//!
+//! | table | key after the group's number | value |
+//! |---|---|---|
+//! | `Group` | `0x00` | `record.v1.Applied` |
+//! | `Group` | `0x01` | `record.v1.Stream` (shards) |
+//! | `Group` | `0x02` | `record.v1.Meta` (the meta group) |
+//! | `Device` | device id | `record.v1.Device` |
+//! | `Twin` | device id | `record.v1.Twin` |
+//! | `Stream` | first offset of the chunk | `record.v1.Chunk` |
+//! | `History` | device id, `0x00`, time, first offset of the run | `record.v1.HistoryRun` |
+//!
+//! Numbers are big-endian, so that keys sort as the numbers do. No device id contains a zero byte, so the keys of a
+//! device never mix with those of one whose id begins with its own.
+
+use std::ops::Range;
+
+use drover_core::ids::{DeviceId, GroupId, LogTime, Offset};
+
+/// Where every key of a group begins.
+pub fn prefix(group: GroupId) -> [u8; 4] {
+    group.number().to_be_bytes()
+}
+
+/// All keys of a group in any table.
+pub fn all(group: GroupId) -> Range<Vec<u8>> {
+    let end = group.number() + 1;
+    prefix(group).to_vec()..end.to_be_bytes().to_vec()
+}
+
+pub fn applied(group: GroupId) -> Vec<u8> {
+    with(group, &[&[0]])
+}
+
+pub fn stream(group: GroupId) -> Vec<u8> {
+    with(group, &[&[1]])
+}
+
+pub fn meta(group: GroupId) -> Vec<u8> {
+    with(group, &[&[2]])
+}
+
+/// In `Table::Device` and in `Table::Twin`.
+pub fn device(group: GroupId, device: &DeviceId) -> Vec<u8> {
+    with(group, &[device.as_str().as_bytes()])
+}
+
+/// The keys of all devices whose ids sort after `after`.
+pub fn devices_after(group: GroupId, after: Option<&DeviceId>) -> Range<Vec<u8>> {
+    let start = match after {
+        Some(after) => with(group, &[after.as_str().as_bytes(), &[0]]),
+        None => prefix(group).to_vec(),
+    };
+    start..all(group).end
+}
+
+pub fn chunk(group: GroupId, first: Offset) -> Vec<u8> {
+    with(group, &[&first.get().to_be_bytes()])
+}
+
+/// The first offset of a chunk, from its key.
+pub fn chunk_first(key: &[u8]) -> Option<Offset> {
+    let bytes: [u8; 8] = key.get(4..)?.try_into().ok()?;
+    Some(Offset::new(u64::from_be_bytes(bytes)))
+}
+
+pub fn history(group: GroupId, device: &str, at: LogTime, first: Offset) -> Vec<u8> {
+    let [at, first] = [at.get(), first.get()].map(u64::to_be_bytes);
+    with(group, &[device.as_bytes(), &[0], &at, &first])
+}
+
+/// The keys of a device's runs from one time to before another.
+pub fn history_between(
+    group: GroupId,
+    device: &DeviceId,
+    from: LogTime,
+    until: LogTime,
+) -> Range<Vec<u8>> {
+    let zero = Offset::default();
+    history(group, device.as_str(), from, zero)..history(group, device.as_str(), until, zero)
+}
+
+/// Time and first offset of a run, from its key.
+pub fn history_place(key: &[u8]) -> Option<(LogTime, Offset)> {
+    let (rest, offset) = key.split_last_chunk::<8>()?;
+    let (_, at) = rest.split_last_chunk::<8>()?;
+    Some((LogTime::new(u64::from_be_bytes(*at)), Offset::new(u64::from_be_bytes(*offset))))
+}
+
+fn with(group: GroupId, parts: &[&[u8]]) -> Vec<u8> {
+    let length = parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut key = Vec::with_capacity(4 + length);
+    key.extend_from_slice(&prefix(group));
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> DeviceId {
+        text.parse().expect("a legal id")
+    }
+
+    fn shard(number: u32) -> GroupId {
+        GroupId::from_number(number + 1).expect("a legal shard")
+    }
+
+    #[test]
+    fn a_groups_keys_lie_within_its_range_and_outside_of_every_other() {
+        let key = device(shard(255), &id("~z".replace('~', "z").as_str()));
+        assert!(all(shard(255)).contains(&key));
+        assert!(!all(shard(254)).contains(&key));
+        assert!(!all(shard(256)).contains(&key));
+    }
+
+    #[test]
+    fn the_history_of_a_device_never_mixes_with_that_of_a_longer_id() {
+        let group = shard(0);
+        let ever = LogTime::new(u64::MAX);
+        let range = history_between(group, &id("pump"), LogTime::default(), ever);
+        let time = LogTime::new(7);
+        assert!(range.contains(&history(group, "pump", time, Offset::new(3))));
+        assert!(!range.contains(&history(group, "pump-2", time, Offset::new(3))));
+        assert!(!range.contains(&history(group, "pum", time, Offset::new(3))));
+    }
+
+    #[test]
+    fn a_page_begins_after_the_last_device_of_the_one_before() {
+        let group = shard(3);
+        let range = devices_after(group, Some(&id("b")));
+        assert!(!range.contains(&device(group, &id("b"))));
+        assert!(range.contains(&device(group, &id("b!"))));
+        assert!(range.contains(&device(group, &id("c"))));
+        assert!(!range.contains(&device(shard(4), &id("a"))));
+    }
+
+    #[test]
+    fn places_are_read_back_from_keys() {
+        let group = shard(1);
+        let (at, first) = (LogTime::new(5), Offset::new(9));
+        assert_eq!(history_place(&history(group, "d", at, first)), Some((at, first)));
+        assert_eq!(chunk_first(&chunk(group, first)), Some(first));
+        assert_eq!(chunk_first(b"short"), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! The state of the meta group, and what changes it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use drover_core::access::Permission;
+use drover_core::ids::{LogTime, NodeId, ShardCount, ShardId};
+use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
+use drover_core::placement::Placement;
+use drover_proto::record::{self, meta_change::Kind};
+
+use super::device::{key_from_record, key_to_record};
+use super::{decode, encode, required};
+use crate::wire::Invalid;
+
+pub fn meta_to_bytes(meta: &Meta) -> Bytes {
+    encode(&meta_to_record(meta))
+}
+
+pub fn meta_from_bytes(bytes: Bytes) -> Result<Meta, Invalid> {
+    meta_from_record(decode("meta", bytes)?)
+}
+
+pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
+    let kind = match &entry.change {
+        MetaChange::Initialize(meta) => Kind::Initialize(meta_to_record(meta)),
+        MetaChange::PutPolicy { name, policy } => Kind::PutPolicy(policy_to_record(name, policy)),
+        MetaChange::DeletePolicy { name } => Kind::DeletePolicy(name.clone()),
+        MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
+            expected_version: *expected_version,
+            placements: placement_to_record(placement),
+        }),
+    };
+    encode(&record::MetaChange { at_ms: entry.at.get(), kind: Some(kind) })
+}
+
+pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
+    let entry: record::MetaChange = decode("meta change", bytes)?;
+    let change = match required("meta_change.kind", entry.kind)? {
+        Kind::Initialize(meta) => MetaChange::Initialize(Box::new(meta_from_record(meta)?)),
+        Kind::PutPolicy(policy) => {
+            let (name, policy) = policy_from_record(policy)?;
+            MetaChange::PutPolicy { name, policy }
+        }
+        Kind::DeletePolicy(name) => MetaChange::DeletePolicy { name },
+        Kind::Place(place) => MetaChange::Place {
+            expected_version: place.expected_version,
+            placement: placement_from_record(place.placements)?,
+        },
+        Kind::PutSetting(_) => return Err(Invalid::new("meta_change.kind", "is not known")),
+    };
+    Ok(MetaEntry { at: LogTime::new(entry.at_ms), change })
+}
+
+fn meta_to_record(meta: &Meta) -> record::Meta {
+    let member = |(node, member): (&NodeId, &Member)| record::NodeMember {
+        node_id: node.to_u64(),
+        peer_address: member.peer_address.clone(),
+        admin_address: member.admin_address.clone(),
+        zone: member.zone.clone(),
+    };
+    let policy = |(name, policy): (&String, &Policy)| policy_to_record(name, policy);
+    record::Meta {
+        cluster_id: meta.cluster_id.clone(),
+        shard_count: meta.shard_count.get(),
+        replication_factor: u32::from(meta.replication_factor),
+        members: meta.members.iter().map(member).collect(),
+        placements: placement_to_record(&meta.placement),
+        policies: meta.policies.iter().map(policy).collect(),
+        version: meta.version,
+        settings: Vec::new(),
+    }
+}
+
+fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
+    let member = |member: record::NodeMember| {
+        let node = NodeId::from_u64(member.node_id);
+        let record::NodeMember { peer_address, admin_address, zone, .. } = member;
+        (node, Member { peer_address, admin_address, zone })
+    };
+    let shard_count = ShardCount::new(meta.shard_count);
+    let replication_factor = u8::try_from(meta.replication_factor).ok();
+    Ok(Meta {
+        cluster_id: meta.cluster_id,
+        shard_count: required("meta.shard_count", shard_count)?,
+        replication_factor: required("meta.replication_factor", replication_factor)?,
+        members: meta.members.into_iter().map(member).collect(),
+        placement: placement_from_record(meta.placements)?,
+        policies: meta
+            .policies
+            .into_iter()
+            .map(policy_from_record)
+            .collect::<Result<BTreeMap<_, _>, _>>()?,
+        version: meta.version,
+    })
+}
+
+fn placement_to_record(placement: &Placement) -> Vec<record::Placement> {
+    let shard = |(shard, replicas): (&ShardId, &Vec<NodeId>)| record::Placement {
+        shard: shard.number(),
+        replicas: replicas.iter().map(|node| node.to_u64()).collect(),
+    };
+    placement.iter().map(shard).collect()
+}
+
+fn placement_from_record(placements: Vec<record::Placement>) -> Result<Placement, Invalid> {
+    let most = ShardCount::new(ShardCount::MAX).expect("the limit itself is a legal count");
+    let shard = |placement: record::Placement| {
+        let shard = required("placement.shard", ShardId::new(placement.shard, most))?;
+        Ok((shard, placement.replicas.into_iter().map(NodeId::from_u64).collect()))
+    };
+    placements.into_iter().map(shard).collect()
+}
+
+fn policy_to_record(name: &str, policy: &Policy) -> record::Policy {
+    record::Policy {
+        name: name.to_owned(),
+        primary_key: key_to_record(&policy.primary),
+        secondary_key: key_to_record(&policy.secondary),
+        permissions: policy.permissions.iter().map(|p| permission_to_record(*p).into()).collect(),
+    }
+}
+
+fn policy_from_record(policy: record::Policy) -> Result<(String, Policy), Invalid> {
+    let permissions = policy.permissions().map(permission_from_record).collect::<Result<_, _>>()?;
+    let primary = key_from_record("policy.primary_key", &policy.primary_key)?;
+    let secondary = key_from_record("policy.secondary_key", &policy.secondary_key)?;
+    Ok((policy.name, Policy { primary, secondary, permissions }))
+}
+
+fn permission_to_record(permission: Permission) -> record::Permission {
+    match permission {
+        Permission::RegistryRead => record::Permission::RegistryRead,
+        Permission::RegistryWrite => record::Permission::RegistryWrite,
+        Permission::ServiceConnect => record::Permission::ServiceConnect,
+        Permission::DeviceConnect => record::Permission::DeviceConnect,
+        Permission::ClusterAdmin => record::Permission::ClusterAdmin,
+    }
+}
+
+fn permission_from_record(permission: record::Permission) -> Result<Permission, Invalid> {
+    match permission {
+        record::Permission::RegistryRead => Ok(Permission::RegistryRead),
+        record::Permission::RegistryWrite => Ok(Permission::RegistryWrite),
+        record::Permission::ServiceConnect => Ok(Permission::ServiceConnect),
+        record::Permission::DeviceConnect => Ok(Permission::DeviceConnect),
+        record::Permission::ClusterAdmin => Ok(Permission::ClusterAdmin),
+        record::Permission::Unspecified => Err(Invalid::new("permission", "is not known")),
+    }
+}
