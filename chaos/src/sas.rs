@@ -17,7 +17,8 @@ pub fn token(resource: &str, key_base64: &str, policy: Option<&str>) -> anyhow::
     token_until(resource, key_base64, policy, now_s() + LIFETIME_S)
 }
 
-fn token_until(
+/// The same until a given second since 1970, past ones included.
+pub fn token_until(
     resource: &str,
     key_base64: &str,
     policy: Option<&str>,

@@ -204,9 +204,9 @@ impl Default for Storage {
 impl Default for Raft {
     fn default() -> Self {
         Self {
-            heartbeat: Span::milliseconds(100),
+            heartbeat: Span::milliseconds(200),
             election_min: Span::milliseconds(500),
-            election_max: Span::milliseconds(1_000),
+            election_max: Span::milliseconds(750),
             log_entries_kept: 10_000,
         }
     }
@@ -233,9 +233,9 @@ impl Config {
             problems.push("node.number is 0: number the nodes from 1".to_owned());
         }
         let raft = &self.raft;
-        if raft.election_min.as_millis() < 3 * raft.heartbeat.as_millis() {
+        if raft.election_min.as_millis() < 2 * raft.heartbeat.as_millis() {
             problems.push(
-                "raft.election_min is less than three heartbeats: one late packet would start an election"
+                "raft.election_min is less than two heartbeats: one late packet would start an election"
                     .to_owned(),
             );
         }

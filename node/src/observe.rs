@@ -63,6 +63,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, String> {
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics cannot be started: {error}"))?;
     metrics::describe();
+    drover_cluster::metrics::describe();
     Ok(handle)
 }
 

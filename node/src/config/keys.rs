@@ -32,7 +32,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("tls.key", "private key (PEM) of tls.certificate"),
     (
         "tls.peer_certificate",
-        "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION",
+        "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION.drover",
     ),
     ("tls.peer_key", "private key (PEM) of tls.peer_certificate"),
     ("tls.peer_ca", "CA (PEM) that signs the certificates of all nodes, and of no one else"),
@@ -96,7 +96,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "raft.election_min",
         "followers wait at least this long for a leader; below 500ms a busy machine starts needless elections",
     ),
-    ("raft.election_max", "and at most this long; with both, failover stays near a second"),
+    (
+        "raft.election_max",
+        "and at most this long, which is also the lease of a leader; with both, failover stays within a second or so",
+    ),
     (
         "raft.log_entries_kept",
         "applied log entries kept for followers that lag; beyond them they get a snapshot",

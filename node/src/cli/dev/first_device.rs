@@ -22,7 +22,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::certificates::{read, write_secret};
+use super::files::{read, write_secret};
 use super::layout::Layout;
 use crate::config::Config;
 use crate::identity::connection_string::{ConnectionString, Subject};

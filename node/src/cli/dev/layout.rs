@@ -1,12 +1,12 @@
 //! The folder and the ports of a development hub: what is made on the first start, and found again on the next.
 //!
 //! ```text
-//! ca.pem ca.key            whom devices and API clients trust
-//! server.pem server.key    what all nodes show them
-//! peer-ca.pem peer-ca.key  signs the nodes' own certificates
-//! admin.connection         connection string of a policy that may do everything
-//! DEVICE.connection        connection string of the first device
-//! node-1/                  node.toml, peer.pem, peer.key, and the node's data
+//! ca.pem ca.key          whom devices, API clients and nodes trust
+//! server.pem server.key  what all nodes show devices and API clients
+//! node-1-0.pem …         what a node shows its peers
+//! admin.connection       connection string of a policy that may do everything
+//! DEVICE.connection      connection string of the first device
+//! node-1/                node.toml and the node's data
 //! ```
 
 use std::fs;
@@ -16,8 +16,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use drover_core::ids::NodeId;
 
-use super::certificates::{self, Authority};
+use super::files::write_secret;
+use crate::clock;
 use crate::config::{Config, Listen, Listeners, Log, Node, Peer, Tls, show};
+use crate::tls::KeyPair;
+use crate::tls::authority::Authority;
 
 /// How many ports a node has.
 const PORTS: u16 = 5;
@@ -56,6 +59,16 @@ impl Ports {
                 Ok(Self { mqtt, mqtts: mqtt + 1, grpc: mqtt + 2, http: mqtt + 3, peer: mqtt + 4 })
             }
             None => bail!("--ports {base} is too high: use 65000 or less"),
+        }
+    }
+
+    fn listeners(self) -> Listeners {
+        Listeners {
+            peer: loopback(self.peer),
+            mqtts: Listen::At(loopback(self.mqtts)),
+            mqtt: Listen::At(loopback(self.mqtt)),
+            grpc: loopback(self.grpc),
+            http: Listen::At(loopback(self.http)),
         }
     }
 
@@ -108,20 +121,25 @@ impl Layout {
         let ports = (1..=count)
             .map(|node| Ok((node, Ports::of(node, base)?)))
             .collect::<Result<Vec<(u16, Ports)>>>()?;
-        let hub = Authority::open(&folder, "ca", "Drover development CA")?;
-        hub.sign(&folder, "server", certificates::host_names())?;
-        let members = Authority::open(&folder, "peer-ca", "Drover development CA for nodes")?;
+        // Certificates are made anew at each start, so they never run out.
+        let authority = Authority::open_or_create(&folder, clock::unix_ms() / 1_000)?;
+        let server = authority.issue_server(&host_names())?;
         let mut nodes = Vec::new();
         for (number, own) in &ports {
             own.refuse_taken()?;
             let home = folder.join(format!("node-{number}"));
             fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
-            let id = NodeId::new((*number).into(), 0);
-            members.sign(&home, "peer", certificates::node_names(id))?;
-            let mut config = config(&folder, &home, *number, *own, log);
-            config.peers = peers(&ports);
+            let peer = authority.issue_node(NodeId::new((*number).into(), 0))?;
+            let config = Config {
+                node: Node { number: (*number).into(), data: home.join("data"), ..Node::default() },
+                peers: peers(&ports),
+                listen: own.listeners(),
+                tls: tls(&server, peer, authority.certificate()),
+                log: log.clone(),
+                ..Config::default()
+            };
             let file = home.join("node.toml");
-            certificates::write(&file, &show::to_toml(&config))?;
+            write_secret(&file, &show::to_toml(&config))?;
             nodes.push(DevNode { number: *number, ports: *own, config, file });
         }
         Ok(Self { folder, nodes })
@@ -150,26 +168,25 @@ fn refuse_another_size(folder: &Path, count: u16) -> Result<()> {
     Ok(())
 }
 
-fn config(folder: &Path, home: &Path, number: u16, ports: Ports, log: &Log) -> Config {
-    Config {
-        node: Node { number: number.into(), data: home.join("data"), ..Node::default() },
-        listen: Listeners {
-            peer: loopback(ports.peer),
-            mqtts: Listen::At(loopback(ports.mqtts)),
-            mqtt: Listen::At(loopback(ports.mqtt)),
-            grpc: loopback(ports.grpc),
-            http: Listen::At(loopback(ports.http)),
-        },
-        tls: Tls {
-            certificate: folder.join("server.pem"),
-            key: folder.join("server.key"),
-            peer_certificate: home.join("peer.pem"),
-            peer_key: home.join("peer.key"),
-            peer_ca: folder.join("peer-ca.pem"),
-        },
-        log: log.clone(),
-        ..Config::default()
+fn tls(server: &KeyPair, peer: KeyPair, ca: PathBuf) -> Tls {
+    Tls {
+        certificate: server.certificate.clone(),
+        key: server.key.clone(),
+        peer_certificate: peer.certificate,
+        peer_key: peer.key,
+        peer_ca: ca,
     }
+}
+
+/// The names that this machine may be called by from itself.
+fn host_names() -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let machine = machine.trim().to_ascii_lowercase();
+    if !machine.is_empty() && machine.is_ascii() {
+        names.push(machine);
+    }
+    names
 }
 
 fn peers(ports: &[(u16, Ports)]) -> Vec<Peer> {

@@ -3,8 +3,8 @@
 //! The first start makes a CA, certificates, keys and a first device; the next ones find them. One node runs in this
 //! process; three run as child processes, so that a node can be killed and the others seen to go on.
 
-mod certificates;
 mod children;
+mod files;
 mod first_device;
 mod layout;
 mod welcome;
@@ -166,6 +166,6 @@ fn thermometer(layout: &Layout, connection: ConnectionString) -> Result<Thermome
         key: connection.key,
         host_name: connection.host_name,
         addresses: addresses.collect(),
-        tls: demo::tls(certificates::read(&layout.ca())?.as_bytes())?,
+        tls: demo::tls(files::read(&layout.ca())?.as_bytes())?,
     })
 }

@@ -1,0 +1,385 @@
+//! A device over MQTT, and a back end over gRPC. The wire is `drover_chaos::mqtt`'s; what is sent and expected is here.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use drover_chaos::mqtt::codec::{self, Connect, Packet};
+use drover_chaos::mqtt::link::{Link, Tls};
+use drover_chaos::sas;
+use drover_proto::admin::authentication::Kind;
+use drover_proto::admin::cluster_client::ClusterClient;
+use drover_proto::admin::devices_client::DevicesClient;
+use drover_proto::admin::messages_client::MessagesClient;
+use drover_proto::admin::read_stream_request::From as ReadFrom;
+use drover_proto::admin::twins_client::TwinsClient;
+use drover_proto::admin::{
+    CreateDeviceRequest, GetStatusRequest, GetTwinRequest, InitializeRequest, Member, Message,
+    Permission, ReadStreamRequest, Twin, UpdateTwinRequest,
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
+
+/// The name that the nodes' certificate carries.
+pub const HOST: &str = "localhost";
+/// How long a hub has to answer anything.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
+const TWIN_RESPONSES: &str = "$iothub/twin/res/#";
+
+/// Puts a credential, or nothing, into each call.
+#[derive(Clone)]
+pub struct Credential(Option<MetadataValue<tonic::metadata::Ascii>>);
+
+impl Interceptor for Credential {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Service = InterceptedService<Channel, Credential>;
+
+/// A back end at one node.
+#[derive(Clone)]
+pub struct Admin {
+    pub devices: DevicesClient<Service>,
+    pub twins: TwinsClient<Service>,
+    pub messages: MessagesClient<Service>,
+    pub cluster: ClusterClient<Service>,
+    token: Option<String>,
+}
+
+impl Admin {
+    /// `key` as [`Admin::initialize`] answers; `None` presents nothing.
+    pub fn connect(ca: &Path, address: SocketAddr, key: Option<&str>) -> Result<Self> {
+        let credential = match key.map(|key| key.split_once(' ').context("policy and key")) {
+            None => None,
+            Some(policy_and_key) => {
+                let (policy, key) = policy_and_key?;
+                Some(sas::token(HOST, key, Some(policy))?)
+            }
+        };
+        Self::with_credential(ca, address, credential.as_deref())
+    }
+
+    /// With any text in the `authorization` header.
+    pub fn with_credential(
+        ca: &Path,
+        address: SocketAddr,
+        credential: Option<&str>,
+    ) -> Result<Self> {
+        let token = credential.map(str::to_owned);
+        let credential = Credential(credential.map(str::parse).transpose()?);
+        let ca = Certificate::from_pem(std::fs::read(ca)?);
+        let channel = Endpoint::from_shared(format!("https://{HOST}:{}", address.port()))?
+            .tls_config(ClientTlsConfig::new().ca_certificate(ca))?
+            .timeout(ANSWER_TIMEOUT)
+            .connect_lazy();
+        let service = InterceptedService::new(channel, credential);
+        Ok(Self {
+            devices: DevicesClient::new(service.clone()),
+            twins: TwinsClient::new(service.clone()),
+            messages: MessagesClient::new(service.clone()),
+            cluster: ClusterClient::new(service),
+            token,
+        })
+    }
+
+    /// What it presents.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Makes a cluster; answers with the name and the key of a policy that may do everything.
+    pub async fn initialize(
+        ca: &Path,
+        address: SocketAddr,
+        token: &str,
+        members: Vec<(u32, String, String)>,
+        shard_count: u32,
+    ) -> Result<String> {
+        let admin = Self::with_credential(ca, address, Some(&format!("Bearer {token}")))?;
+        let member = |(number, peer_address, admin_address)| Member {
+            number,
+            peer_address,
+            admin_address,
+            ..Member::default()
+        };
+        let members = members.into_iter().map(member).collect();
+        let request = InitializeRequest { members, shard_count, replication_factor: 0 };
+        let initialize = async || admin.cluster.clone().initialize(request.clone()).await;
+        let policies = crate::until_ok("the cluster", initialize).await.into_inner().policies;
+        let may_administer = Permission::ClusterAdmin as i32;
+        let policy = policies.iter().find(|policy| policy.permissions.contains(&may_administer));
+        let policy = policy.context("no policy may administer")?;
+        Ok(format!("{} {}", policy.name, policy.primary_key))
+    }
+
+    /// Creates a device; answers with its primary key.
+    pub async fn create_device(&self, id: &str) -> Result<String> {
+        let request = CreateDeviceRequest { id: id.to_owned(), ..CreateDeviceRequest::default() };
+        let device = self.devices.clone().create_device(request).await?.into_inner();
+        match device.authentication.and_then(|authentication| authentication.kind) {
+            Some(Kind::Sas(keys)) => Ok(keys.primary_key),
+            other => bail!("a new device has keys, not {other:?}"),
+        }
+    }
+
+    pub async fn twin(&self, device: &str) -> Result<Twin, Status> {
+        let request = GetTwinRequest { device_id: device.to_owned() };
+        Ok(self.twins.clone().get_twin(request).await?.into_inner())
+    }
+
+    /// Merges desired properties.
+    pub async fn patch_desired(&self, device: &str, desired: &Value) -> Result<Twin, Status> {
+        let request = UpdateTwinRequest {
+            device_id: device.to_owned(),
+            desired: Some(json_struct(desired)),
+            ..UpdateTwinRequest::default()
+        };
+        Ok(self.twins.clone().patch_twin(request).await?.into_inner())
+    }
+
+    /// Every message of every stream, from its beginning, in the order of shards and offsets.
+    pub async fn all_messages(&self) -> Result<Vec<Message>, Status> {
+        let status = self.cluster.clone().get_status(GetStatusRequest {}).await?.into_inner();
+        let mut messages = Vec::new();
+        for shard in status.shards.iter().filter_map(|shard| shard.shard) {
+            let end = status.shards.iter().find(|state| state.shard == Some(shard));
+            let count = end.map_or(0, |state| state.next_offset - state.first_offset);
+            if count > 0 {
+                messages.extend(self.read(shard, 0, count).await?);
+            }
+        }
+        Ok(messages)
+    }
+
+    /// `limit` messages of a shard's stream.
+    pub async fn read(&self, shard: u32, offset: u64, limit: u64) -> Result<Vec<Message>, Status> {
+        let from = Some(ReadFrom::Offset(offset));
+        let request = ReadStreamRequest { shard, from, follow: false, limit };
+        let mut stream = self.messages.clone().read_stream(request).await?.into_inner();
+        let mut messages = Vec::new();
+        while let Some(response) = stream.message().await? {
+            messages.extend(response.messages);
+        }
+        Ok(messages)
+    }
+
+    /// The messages of one device, by its shard's offsets.
+    pub async fn messages_of(&self, device: &str) -> Result<Vec<Message>, Status> {
+        let mut messages = self.all_messages().await?;
+        messages.retain(|message| message.device_id == device);
+        Ok(messages)
+    }
+}
+
+/// JSON as protobuf says it.
+pub fn json_struct(value: &Value) -> prost_types::Struct {
+    let entries = value.as_object().expect("an object");
+    let fields = entries.iter().map(|(key, value)| (key.clone(), json_value(value))).collect();
+    prost_types::Struct { fields }
+}
+
+fn json_value(value: &Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(*value),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().expect("a finite number")),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(items) => Kind::ListValue(prost_types::ListValue {
+            values: items.iter().map(json_value).collect(),
+        }),
+        Value::Object(_) => Kind::StructValue(json_struct(value)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+/// A number among the properties of a twin's section.
+pub fn number(section: Option<&drover_proto::admin::TwinSection>, key: &str) -> Option<f64> {
+    use prost_types::value::Kind;
+    match section?.properties.as_ref()?.fields.get(key)?.kind {
+        Some(Kind::NumberValue(number)) => Some(number),
+        _ => None,
+    }
+}
+
+/// A device over MQTT.
+pub struct Device {
+    id: String,
+    pub link: Link,
+    last_packet_id: u16,
+}
+
+/// What a device proves itself with.
+pub struct Login<'a> {
+    pub id: &'a str,
+    pub user: String,
+    pub password: String,
+    pub clean_session: bool,
+}
+
+impl<'a> Login<'a> {
+    /// As a device with this key should.
+    pub fn new(id: &'a str, key: &str) -> Result<Self> {
+        Ok(Self {
+            id,
+            user: format!("{HOST}/{id}/?api-version=2021-04-12"),
+            password: sas::token(&format!("{HOST}/devices/{id}"), key, None)?,
+            clean_session: false,
+        })
+    }
+}
+
+impl Device {
+    /// Connects without TLS. Fails with the return code in the message if the hub refuses.
+    pub async fn connect(address: SocketAddr, id: &str, key: &str) -> Result<Self> {
+        Self::log_in(address, None, Login::new(id, key)?).await
+    }
+
+    pub async fn log_in(address: SocketAddr, tls: Option<&Tls>, login: Login<'_>) -> Result<Self> {
+        let connect = Connect {
+            client_id: login.id,
+            username: Some(&login.user),
+            password: Some(&login.password),
+            clean_session: login.clean_session,
+            keep_alive_s: 60,
+        };
+        let link = Link::open(address, None, tls, &connect).await?;
+        Ok(Self { id: login.id.to_owned(), link, last_packet_id: 0 })
+    }
+
+    /// The topic of the device's own telemetry.
+    pub fn events(&self) -> String {
+        format!("devices/{}/messages/events/", self.id)
+    }
+
+    /// Sends telemetry and waits for its PUBACK.
+    pub async fn send(&mut self, body: &str) -> Result<()> {
+        let topic = self.events();
+        self.publish(&topic, body.as_bytes()).await
+    }
+
+    /// Publishes at quality 1 and waits for the PUBACK; other packets that come meanwhile are dropped.
+    pub async fn publish(&mut self, topic: &str, body: &[u8]) -> Result<()> {
+        self.last_packet_id += 1;
+        let id = self.last_packet_id;
+        codec::put_publish(&mut self.link.out, topic, Some(id), body);
+        self.link.flush().await?;
+        self.hear("a PUBACK", |packet| (*packet == Packet::PubAck { id }).then_some(())).await
+    }
+
+    /// Waits for the packet that `choose` takes; drops those before it.
+    pub async fn hear<T>(
+        &mut self,
+        what: &str,
+        choose: impl Fn(&Packet) -> Option<T>,
+    ) -> Result<T> {
+        let listen = async {
+            loop {
+                if let Some(chosen) = choose(&self.link.next().await?) {
+                    return Ok(chosen);
+                }
+            }
+        };
+        timeout(ANSWER_TIMEOUT, listen).await.with_context(|| format!("{what} did not come"))?
+    }
+
+    pub async fn subscribe_twin(&mut self) -> Result<()> {
+        self.link.subscribe(TWIN_RESPONSES, 1).await?;
+        self.link.subscribe(DESIRED, 1).await
+    }
+
+    /// Reads the twin; needs [`Device::subscribe_twin`].
+    pub async fn twin(&mut self) -> Result<Value> {
+        let (status, body) = self.twin_request("$iothub/twin/GET/?$rid=", b"").await?;
+        if status != 200 {
+            bail!("the twin was answered with {status}");
+        }
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// Patches reported properties; answers with the status. Needs [`Device::subscribe_twin`].
+    pub async fn report(&mut self, patch: &str) -> Result<u16> {
+        let topic = "$iothub/twin/PATCH/properties/reported/?$rid=";
+        Ok(self.twin_request(topic, patch.as_bytes()).await?.0)
+    }
+
+    async fn twin_request(&mut self, topic: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
+        self.last_packet_id += 1;
+        let rid = self.last_packet_id;
+        codec::put_publish(&mut self.link.out, &format!("{topic}{rid}"), None, body);
+        self.link.flush().await?;
+        let answer = |packet: &Packet| match packet {
+            Packet::Publish { topic, payload, .. } => {
+                let status = twin_status(std::str::from_utf8(topic).ok()?, rid)?;
+                Some((status, payload.to_vec()))
+            }
+            _ => None,
+        };
+        self.hear("an answer about the twin", answer).await
+    }
+
+    /// Waits for a desired patch; answers with its version and body.
+    pub async fn desired(&mut self) -> Result<(u64, Value)> {
+        let patch = |packet: &Packet| match packet {
+            Packet::Publish { topic, payload, .. } => {
+                let topic = std::str::from_utf8(topic).ok()?;
+                let version =
+                    topic.strip_prefix("$iothub/twin/PATCH/properties/desired/?$version=")?;
+                Some((version.parse().ok()?, serde_json::from_slice(payload).ok()?))
+            }
+            _ => None,
+        };
+        self.hear("a desired patch", patch).await
+    }
+
+    /// Writes bytes as they are.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.link.out.extend_from_slice(bytes);
+        Ok(self.link.flush().await?)
+    }
+
+    /// Waits until the hub closes the connection; what it says before is dropped.
+    pub async fn until_closed(&mut self) -> Result<()> {
+        let listen = async { while self.link.next().await.is_ok() {} };
+        timeout(ANSWER_TIMEOUT, listen).await.context("the hub does not close the connection")
+    }
+}
+
+/// The status in the topic of a twin response, if it is the one to `rid`.
+fn twin_status(topic: &str, rid: u16) -> Option<u16> {
+    let (status, query) = topic.strip_prefix("$iothub/twin/res/")?.split_once("/?")?;
+    let is_ours = query.split('&').any(|item| item == format!("$rid={rid}"));
+    is_ours.then(|| status.parse().ok()).flatten()
+}
+
+/// A page; an error if the status is not 200.
+pub async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        anyhow::Ok(response)
+    };
+    let response = timeout(ANSWER_TIMEOUT, exchange).await.context("no answer")??;
+    let (head, body) = response.split_once("\r\n\r\n").context("not HTTP")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("{} {body}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}

@@ -1,0 +1,254 @@
+//! Real nodes: the built `drover`, in a temporary folder, on free loopback ports, ended by their own pid.
+//!
+//! When a test fails its folder stays, with a log a node, and the test's output says where.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::Rng;
+use tempfile::TempDir;
+
+use crate::clients::Admin;
+use crate::until_ok;
+
+/// Ports that the system does not hand out by itself (Linux gives from 32768 on).
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+const PORTS_A_NODE: u16 = 5;
+const PORT_ATTEMPTS: usize = 20;
+/// Enough to see spreading and forwarding, few enough that three nodes start in a second or two.
+const SHARDS: u32 = 4;
+
+/// A cluster of real processes.
+pub struct Nodes {
+    nodes: Vec<Node>,
+    base: u16,
+    /// `None` once it is to be kept.
+    folder: Option<TempDir>,
+}
+
+struct Node {
+    home: PathBuf,
+    /// Keys of the configuration that differ from what `drover dev` writes, as environment variables.
+    settings: Vec<(String, String)>,
+    process: Option<Child>,
+}
+
+impl Nodes {
+    /// Starts a cluster and waits until it serves.
+    pub async fn start(count: usize) -> Result<Self> {
+        Self::start_with(count, &[]).await
+    }
+
+    /// The same, with keys of the configuration set, such as `("storage.reserve", "1GiB")`.
+    pub async fn start_with(count: usize, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut nodes = Self::prepare(count, settings)?;
+        for index in 0..count {
+            nodes.restart(index)?;
+        }
+        nodes.initialize(count).await?;
+        nodes.until_ready().await;
+        Ok(nodes)
+    }
+
+    fn prepare(count: usize, settings: &[(&str, &str)]) -> Result<Self> {
+        let folder = TempDir::with_prefix("drover-test-")?;
+        let base = prepare_folder(folder.path(), count)?;
+        let settings: Vec<_> = settings.iter().map(|(key, value)| variable(key, value)).collect();
+        let node = |number: usize| Node {
+            home: folder.path().join(format!("node-{number}")),
+            settings: settings.clone(),
+            process: None,
+        };
+        let nodes = (1..=count).map(node).collect();
+        Ok(Self { nodes, base, folder: Some(folder) })
+    }
+
+    async fn initialize(&self, count: usize) -> Result<()> {
+        let token = self.nodes[0].home.join("data/admin.token");
+        let token = until_ok("the first node's token", async || fs::read_to_string(&token)).await;
+        let members = (1..=count).map(|number| {
+            let ports = self.ports(number - 1);
+            (number as u32, format!("127.0.0.1:{}", ports + 4), format!("localhost:{}", ports + 2))
+        });
+        let admin =
+            Admin::initialize(&self.ca(), self.grpc(0), token.trim(), members.collect(), SHARDS)
+                .await?;
+        fs::write(self.folder().join("admin.key"), admin).context("cannot keep the admin key")
+    }
+
+    /// Waits until every running node says that it is ready.
+    pub async fn until_ready(&self) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.process.is_some() {
+                until_ok(&format!("node {} to be ready", index + 1), async || {
+                    self.get(index, "/readyz").await
+                })
+                .await;
+            }
+        }
+    }
+
+    /// A page of a node's HTTP listener; an error if the status is not 200.
+    pub async fn get(&self, index: usize, path: &str) -> Result<String> {
+        crate::clients::http_get(self.http(index), path).await
+    }
+
+    /// A client of the admin API at one node, with every permission.
+    pub fn admin(&self, index: usize) -> Result<Admin> {
+        let key = fs::read_to_string(self.folder().join("admin.key"))?;
+        Admin::connect(&self.ca(), self.grpc(index), Some(&key))
+    }
+
+    /// A client that presents nothing.
+    pub fn stranger(&self, index: usize) -> Result<Admin> {
+        Admin::connect(&self.ca(), self.grpc(index), None)
+    }
+
+    /// Ends a node with SIGKILL.
+    pub fn kill(&mut self, index: usize) -> Result<()> {
+        let mut process = self.nodes[index].process.take().context("the node does not run")?;
+        process.kill()?;
+        process.wait()?;
+        Ok(())
+    }
+
+    /// Waits for a node to end by itself; answers with its exit code.
+    pub fn wait_for_end(&mut self, index: usize) -> Result<Option<i32>> {
+        let mut process = self.nodes[index].process.take().context("the node does not run")?;
+        Ok(process.wait()?.code())
+    }
+
+    /// Stops a node in order; answers with its exit code.
+    pub fn stop(&mut self, index: usize) -> Result<Option<i32>> {
+        let process = self.nodes[index].process.as_mut().context("the node does not run")?;
+        drop(process.stdin.take());
+        self.wait_for_end(index)
+    }
+
+    pub fn restart(&mut self, index: usize) -> Result<()> {
+        let node = &mut self.nodes[index];
+        ensure!(node.process.is_none(), "node {} runs already", index + 1);
+        let log = File::options().create(true).append(true).open(node.home.join("log"))?;
+        let process = Command::new(program()?)
+            .args([
+                "node",
+                "--stop-at-end-of-input",
+                "--log-filter",
+                "info,rumqttd=off",
+                "--config",
+            ])
+            .arg(node.home.join("node.toml"))
+            .envs(node.settings.iter().cloned())
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        node.process = Some(process);
+        Ok(())
+    }
+
+    /// Changes a key of a node's configuration from its next start on.
+    pub fn set(&mut self, index: usize, key: &str, value: &str) {
+        self.nodes[index].settings.push(variable(key, value));
+    }
+
+    /// Where a node keeps its data.
+    pub fn data(&self, index: usize) -> PathBuf {
+        self.nodes[index].home.join("data")
+    }
+
+    /// What a node has logged so far.
+    pub fn log(&self, index: usize) -> String {
+        fs::read_to_string(self.nodes[index].home.join("log")).unwrap_or_default()
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.folder().join("ca.pem")
+    }
+
+    pub fn mqtt(&self, index: usize) -> SocketAddr {
+        loopback(self.ports(index))
+    }
+
+    pub fn mqtts(&self, index: usize) -> SocketAddr {
+        loopback(self.ports(index) + 1)
+    }
+
+    pub fn grpc(&self, index: usize) -> SocketAddr {
+        loopback(self.ports(index) + 2)
+    }
+
+    pub fn http(&self, index: usize) -> SocketAddr {
+        loopback(self.ports(index) + 3)
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.as_ref().map(TempDir::path).expect("it is taken on drop only")
+    }
+
+    /// The first of a node's ports, in the order that `drover dev --ports` gives them.
+    fn ports(&self, index: usize) -> u16 {
+        self.base + index as u16 * PORTS_A_NODE
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
+            // Already ended is as good.
+            process.kill().ok();
+            process.wait().ok();
+        }
+        if let Some(folder) = self.folder.take().filter(|_| std::thread::panicking()) {
+            eprintln!("the nodes' logs and data are kept in {}", folder.keep().display());
+        }
+    }
+}
+
+fn variable(key: &str, value: &str) -> (String, String) {
+    (format!("DROVER_{}", key.to_uppercase().replace('.', "__")), value.to_owned())
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Lets `drover dev` write certificates and configurations; answers with the first port.
+fn prepare_folder(folder: &Path, count: usize) -> Result<u16> {
+    let mut output = String::new();
+    for _ in 0..PORT_ATTEMPTS {
+        let base = rand::rng().random_range(PORTS);
+        let last = base + PORTS_A_NODE * count as u16;
+        if (base..last).any(|port| TcpListener::bind(loopback(port)).is_err()) {
+            continue;
+        }
+        let made = Command::new(program()?)
+            .args(["dev", "--prepare", "--nodes", &count.to_string(), "--ports", &base.to_string()])
+            .arg("--data")
+            .arg(folder)
+            .output()?;
+        if made.status.success() {
+            return Ok(base);
+        }
+        output = String::from_utf8_lossy(&made.stderr).into_owned();
+    }
+    bail!("no folder could be prepared: {output}")
+}
+
+/// The `drover` beside this test's own executable, as cargo lays them out.
+pub fn program() -> Result<PathBuf> {
+    let mut folder = std::env::current_exe()?;
+    while folder.pop() {
+        let program = folder.join("drover");
+        if program.is_file() {
+            return Ok(program);
+        }
+        if folder.ends_with("debug") || folder.ends_with("release") {
+            break;
+        }
+    }
+    bail!("there is no built drover: run cargo build -p drover-node first")
+}
