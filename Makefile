@@ -30,6 +30,7 @@ test: ## run all tests, with clients from elsewhere; what CI runs
 	$(CARGO) build -p drover-node -p drover-chaos
 	$(CARGO) test --workspace --exclude drover-tests
 	$(CARGO) test -p drover-tests -- --test-threads $(E2E_THREADS)
+	$(CARGO) run -p drover-chaos --bin chaos -- kill --seconds 60
 
 unit: setup ## run the tests beside the code
 	$(CARGO) test --workspace --exclude drover-tests
@@ -46,6 +47,7 @@ chaos: build ## kill nodes of a real cluster and check the promises: make chaos 
 	$(CARGO) run -p drover-chaos --bin chaos -- kill $(ARGS)
 
 bench: build ## measure everything beside mosquitto, NATS and etcd, print one table of ratios
+	@.ci/setup bench
 	$(CARGO) run -p drover-chaos --bin chaos -- bench $(ARGS)
 
 check: setup ## formatting, lints, layers, licences; edits nothing

@@ -5,6 +5,13 @@
 //! against what they kept ([`promises`]). The simulation (virtual time, a disk that loses what was not synced) finds
 //! what SIGKILL cannot: a kernel keeps unsynced pages of a killed process.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "figures are read to three digits, and counts of a run are far below 2^52"
+)]
+
 pub mod bench;
 pub mod fleet;
 pub mod history;

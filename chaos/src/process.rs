@@ -86,8 +86,8 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
 pub async fn raise_file_limit(files: u32) -> anyhow::Result<()> {
     let pid = std::process::id().to_string();
     for limit in [format!("--nofile={files}:{files}"), "--nofile=20000:".to_owned()] {
-        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status().await?;
-        if status.success() {
+        let output = Command::new("prlimit").args(["--pid", &pid, &limit]).output().await?;
+        if output.status.success() {
             return Ok(());
         }
     }

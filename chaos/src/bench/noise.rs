@@ -31,10 +31,18 @@ pub(super) async fn measure(repeats: usize) -> anyhow::Result<impl Iterator<Item
         format!("{what} {middle:.0} {unit} ({least:.0} to {most:.0})")
     };
     let lines = [
+        processor(),
         line("append of 4 KiB and fdatasync, median", "us", fsyncs),
         line("a fixed piece of work on one core", "ms", cores),
     ];
     Ok(lines.into_iter())
+}
+
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = info.lines().filter(|line| line.starts_with("processor")).count();
+    format!("{cores} cores, {}", model.map_or("unknown", |(_, name)| name))
 }
 
 fn fsync_us() -> anyhow::Result<f64> {

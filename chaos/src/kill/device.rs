@@ -79,9 +79,9 @@ impl Device {
                 Ok(()) => return self.history,
                 Err(error) => tracing::debug!(device = self.history.device, "{error:#}"),
             }
-            let over = *stopped.borrow();
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + FINISH_MAX);
-            if over && Instant::now() > deadline {
+            if *stopped.borrow()
+                && Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + FINISH_MAX)
+            {
                 self.history.complaints.push("no answer after the last heal".to_owned());
                 return self.history;
             }
@@ -111,7 +111,7 @@ struct Session<'a> {
     position: u32,
     /// Where in the history the transmissions of this connection stand that have no answer, in the order they were sent.
     in_flight: VecDeque<usize>,
-    patch_in_flight: bool,
+    patch_sent_at: Option<Instant>,
     heard_at: Instant,
 }
 
@@ -124,7 +124,7 @@ impl<'a> Session<'a> {
             connection,
             position: 0,
             in_flight: VecDeque::new(),
-            patch_in_flight: false,
+            patch_sent_at: None,
             heard_at: Instant::now(),
         }
     }
@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
         loop {
             self.link.flush().await?;
             let is_over = *stopped.borrow();
-            if is_over && self.in_flight.is_empty() && !self.patch_in_flight {
+            if is_over && self.in_flight.is_empty() && self.patch_sent_at.is_none() {
                 return Ok(());
             }
             tokio::select! {
@@ -181,8 +181,9 @@ impl<'a> Session<'a> {
     }
 
     fn tick(&mut self, is_over: bool) -> anyhow::Result<()> {
-        let waits = !self.in_flight.is_empty() || self.patch_in_flight;
-        if waits && self.heard_at.elapsed() > SILENCE_MAX {
+        let patch_waits = self.patch_sent_at.is_some_and(|sent| sent.elapsed() > SILENCE_MAX);
+        let messages_wait = !self.in_flight.is_empty() && self.heard_at.elapsed() > SILENCE_MAX;
+        if patch_waits || messages_wait {
             bail!("no answer in {SILENCE_MAX:?}");
         }
         if !is_over && self.in_flight.len() < IN_FLIGHT_MAX {
@@ -190,7 +191,7 @@ impl<'a> Session<'a> {
             self.device.next_sequence += 1;
             self.device.unanswered.push_back(sequence);
             self.publish(sequence);
-            if sequence % MESSAGES_PER_PATCH == 0 && !self.patch_in_flight {
+            if sequence.is_multiple_of(MESSAGES_PER_PATCH) && self.patch_sent_at.is_none() {
                 self.patch();
             }
         }
@@ -221,15 +222,13 @@ impl<'a> Session<'a> {
         put_publish(&mut self.link.out, &topic, None, body.as_bytes());
         let sent_ms = self.device.now_ms();
         self.device.history.patches.push(PatchAttempt { number, sent_ms, acked_version: None });
-        self.patch_in_flight = true;
+        self.patch_sent_at = Some(Instant::now());
     }
 
     fn take_answers(&mut self) -> anyhow::Result<()> {
         while let Some(packet) = self.link.arrived()? {
             self.heard_at = Instant::now();
             match packet {
-                // The answer to reading the twin, which was a QoS 1 message too.
-                Packet::PubAck { id: 1 } if self.position == 0 => {}
                 Packet::PubAck { id } => self.acked(id)?,
                 Packet::Publish { topic, id, .. } => {
                     self.acknowledge(id);
@@ -242,6 +241,7 @@ impl<'a> Session<'a> {
     }
 
     fn acked(&mut self, id: u16) -> anyhow::Result<()> {
+        // Reading the twin was a QoS 1 message too.
         if id == 1 {
             return Ok(());
         }
@@ -265,7 +265,7 @@ impl<'a> Session<'a> {
             query.split('&').find_map(|item| item.strip_prefix(name)?.strip_prefix('='))
         };
         let number: usize = item("$rid").context("an answer without $rid")?.parse()?;
-        self.patch_in_flight = false;
+        self.patch_sent_at = None;
         let history = &mut self.device.history;
         let patch = history.patches.get_mut(number.wrapping_sub(1)).context("a foreign $rid")?;
         match status {

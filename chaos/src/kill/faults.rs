@@ -11,7 +11,7 @@ use super::plan::{Plan, Target};
 use crate::nodes::Nodes;
 
 /// A killed node has this long to come back and serve.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
+const RETURN_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// One kill and what it hit.
 #[derive(Debug, Clone, Serialize)]

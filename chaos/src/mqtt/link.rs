@@ -85,11 +85,10 @@ impl Link {
         let mut link = Self { stream, inbound: BytesMut::new(), out: Vec::new() };
         connect.encode(&mut link.out);
         link.flush().await?;
-        match link.next().await? {
-            Packet::ConnAck { code: 0 } => Ok(link),
-            Packet::ConnAck { code } => bail!("refused with CONNACK {code}"),
-            other => bail!("expected a CONNACK, got {other:?}"),
-        }
+        let answer = link.next().await?;
+        let Packet::ConnAck { code } = answer else { bail!("expected a CONNACK, got {answer:?}") };
+        ensure!(code == 0, "refused with CONNACK {code}");
+        Ok(link)
     }
 
     /// Writes what is in `out`.

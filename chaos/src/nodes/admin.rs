@@ -34,7 +34,7 @@ const BULK: usize = 100;
 const BULK_CALLS: usize = 8;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A whole stream is read in one call.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
+const STREAM_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A client of all nodes. Cheap to clone.
 #[derive(Clone)]
@@ -142,7 +142,8 @@ impl Admin {
 
     /// A device that is there already is as good as a new one: an attempt whose answer was lost is repeated.
     async fn create_batch(&self, ids: Vec<String>) -> anyhow::Result<()> {
-        let request = BulkCreateDevicesRequest { devices: ids.iter().map(with_key).collect() };
+        let request =
+            BulkCreateDevicesRequest { devices: ids.iter().map(|id| with_key(id)).collect() };
         let results = until_ok("devices are created", CALL_TIMEOUT * 3, async || {
             self.anywhere(async |node| {
                 let request = self.request(request.clone());
@@ -214,11 +215,11 @@ fn channels(layout: &Layout) -> anyhow::Result<Vec<Channel>> {
     layout.admin_addresses().into_iter().map(channel).collect()
 }
 
-fn with_key(id: &String) -> CreateDeviceRequest {
+fn with_key(id: &str) -> CreateDeviceRequest {
     let keys =
         SymmetricKeys { primary_key: DEVICE_KEY.to_owned(), secondary_key: DEVICE_KEY.to_owned() };
     CreateDeviceRequest {
-        id: id.clone(),
+        id: id.to_owned(),
         authentication: Some(Authentication { kind: Some(Kind::Sas(keys)) }),
         ..CreateDeviceRequest::default()
     }

@@ -169,7 +169,7 @@ fn logs(layout: &Layout) -> String {
         let log = std::fs::read_to_string(layout.log(node)).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(LINES).collect();
         for line in lines.iter().rev() {
-            text.push_str(&format!("node {} | {line}\n", node + 1));
+            text.extend(["node ", &(node + 1).to_string(), " | ", line, "\n"]);
         }
     }
     text

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::process::{Process, Usage};
 
 /// How long a system may take until it serves its first request.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A running system. Everything is ended and deleted when this is dropped.

@@ -32,6 +32,7 @@ pub async fn start(sync: Sync) -> anyhow::Result<Peer> {
     let clients = ports::several(3 * NODES)?;
     let (mqtt, rest) = clients.split_at(NODES);
     let (client, route) = rest.split_at(NODES);
+    check(&text(folder.path(), 0, mqtt[0], client[0], route, sync), folder.path()).await?;
     let mut processes = Vec::new();
     for node in 0..NODES {
         let config = folder.path().join(format!("nats-{node}.conf"));
@@ -62,6 +63,16 @@ pub async fn start(sync: Sync) -> anyhow::Result<Peer> {
     })
     .await?;
     Ok(peer)
+}
+
+/// Debian's NATS is of one version, the next machine's of another: a setting that it does not know is said at once.
+async fn check(text: &str, folder: &Path) -> anyhow::Result<()> {
+    let config = folder.join("check.conf");
+    fs::write(&config, text)?;
+    let output = Command::new(PROGRAM).arg("-t").arg("-c").arg(&config).output().await?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "NATS does not take its configuration: {}", problem.trim());
+    Ok(())
 }
 
 fn text(
