@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metrics::Unit;
-use metrics::{counter, describe_counter, describe_histogram, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 const PROPOSE_SECONDS: &str = "drover_raft_propose_seconds";
 const LEADER_CHANGES: &str = "drover_raft_leader_changes_total";
@@ -13,6 +13,15 @@ const PEER_ENVELOPES_SENT: &str = "drover_raft_peer_envelopes_sent_total";
 const PEER_FRAMES_RECEIVED: &str = "drover_raft_peer_frames_received_total";
 const PEER_ENVELOPES_RECEIVED: &str = "drover_raft_peer_envelopes_received_total";
 const PEER_MESSAGES_DROPPED: &str = "drover_raft_peer_messages_dropped_total";
+const SESSIONS: &str = "drover_actors_sessions";
+const ACTIVE_DEVICES: &str = "drover_actors_active_devices";
+const ENTRY_CHANGES: &str = "drover_actors_entry_changes";
+const ENTRY_BYTES: &str = "drover_actors_entry_bytes";
+const COMMIT_SECONDS: &str = "drover_actors_commit_seconds";
+const REFUSED: &str = "drover_actors_refused_total";
+const FORWARDED: &str = "drover_actors_forwarded_total";
+const LIVE_MISSED: &str = "drover_actors_live_missed_total";
+const RESTARTED: &str = "drover_actors_restarted_total";
 
 /// Tells the recorder what the names mean.
 pub fn describe() {
@@ -34,6 +43,26 @@ pub fn describe() {
         PEER_MESSAGES_DROPPED,
         "Messages without an answer that were dropped because a peer, or a queue, could not take them."
     );
+    describe_actors();
+}
+
+fn describe_actors() {
+    describe_gauge!(SESSIONS, "Connections that this node holds.");
+    describe_gauge!(ACTIVE_DEVICES, "Device actors of this node.");
+    describe_histogram!(ENTRY_CHANGES, "Changes that were proposed in one entry.");
+    describe_histogram!(ENTRY_BYTES, Unit::Bytes, "Size of a proposed entry.");
+    describe_histogram!(
+        COMMIT_SECONDS,
+        Unit::Seconds,
+        "From gathering an entry until its outcomes were there."
+    );
+    describe_counter!(
+        REFUSED,
+        "Requests that were refused before they entered the log, by reason."
+    );
+    describe_counter!(FORWARDED, "Requests that were sent on to the leader of their group.");
+    describe_counter!(LIVE_MISSED, "Live events that were dropped because a reader was slow.");
+    describe_counter!(RESTARTED, "Actors that failed and were restarted, by kind.");
 }
 
 pub(crate) fn proposed(after: Duration) {
@@ -60,4 +89,57 @@ pub(crate) fn peer_frame_received(envelopes: usize) {
 
 pub(crate) fn peer_message_dropped() {
     counter!(PEER_MESSAGES_DROPPED).increment(1);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+pub(crate) fn sessions(count: usize) {
+    gauge!(SESSIONS).set(count as f64);
+}
+
+/// Counts a device actor for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct ActiveDevice(());
+
+impl ActiveDevice {
+    pub(crate) fn enter() -> Self {
+        gauge!(ACTIVE_DEVICES).increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for ActiveDevice {
+    fn drop(&mut self) {
+        gauge!(ACTIVE_DEVICES).decrement(1.0);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+pub(crate) fn entry_proposed(changes: usize, bytes: usize) {
+    histogram!(ENTRY_CHANGES).record(changes as f64);
+    histogram!(ENTRY_BYTES).record(bytes as f64);
+}
+
+pub(crate) fn entry_committed(after: Duration) {
+    histogram!(COMMIT_SECONDS).record(after);
+}
+
+/// `reason` is one of few: `busy`, `rate_limited`, `disk_full`.
+pub(crate) fn refused(reason: &'static str) {
+    counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+pub(crate) fn forwarded() {
+    counter!(FORWARDED).increment(1);
+}
+
+pub(crate) fn live_missed(count: u64) {
+    counter!(LIVE_MISSED).increment(count);
+}
+
+pub(crate) fn device_restarted() {
+    counter!(RESTARTED, "kind" => "device").increment(1);
+}
+
+pub(crate) fn shard_restarted() {
+    counter!(RESTARTED, "kind" => "shard").increment(1);
 }

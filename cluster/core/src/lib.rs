@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod change;
+pub mod delivery;
 pub mod device;
 pub mod document;
 pub mod ids;

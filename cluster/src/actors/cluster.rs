@@ -1,20 +1,59 @@
 //! The one way into the cluster: a method a request. Each may be called at any node.
 
-use drover_core::change::{Condition, DeviceSpec, TwinUpdate};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use drover_core::change::{
+    Change, Condition, DeviceChange, DeviceSpec, Done, Refusal, StreamChange, TwinUpdate,
+};
 use drover_core::device::{Authentication, Device, Status};
 use drover_core::document::Object;
-use drover_core::ids::{DeviceId, LogTime, NodeId, Offset, ShardId, Version};
+use drover_core::ids::{
+    DeviceId, GenerationId, GroupId, LogTime, NodeId, Offset, ShardId, Version,
+};
 pub use drover_core::message::{Live, StoredMessage, StreamPage};
-use drover_core::meta::{Member, Meta, Policy};
+use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
 use drover_core::twin::Twin;
+use futures::future::BoxFuture;
+use ractor::{Actor, ActorRef};
+use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::admission::{Gauge, Permit};
+use super::config::Config;
 use super::error::Error;
-use super::session::{OpenSession, Session};
+use super::live::LiveHub;
+use super::node::{NodeActor, NodeMsg, Shared, follow_groups};
+use super::router::Router;
+use super::serve::{self, Entry};
+use super::session::{CLOSING_MAX, OpenSession, Session, close_dropped};
+use super::sessions::Sessions;
+use super::{announce, dispatch, initial, retain, status};
+use crate::metrics;
+use crate::raft::groups::{Groups, GroupsConfig};
+use crate::raft::peers::{IncomingQueue, Peers};
+use crate::storage::Storage;
+use crate::storage::stream::PageLimit;
+use crate::wire::request::{Answer, Request, encode_change, encode_meta_change};
 
-/// The handle that every protocol edge holds. Cheap to clone.
+/// The handle that every protocol edge holds. Cheap to clone. A request may be made at any node: it is carried out where
+/// its shard is led, within one deadline.
 #[derive(Debug, Clone)]
-pub struct Cluster {}
+pub struct Cluster {
+    pub(super) shared: Arc<Shared>,
+    node: Arc<Running>,
+}
+
+/// What runs until the node stops.
+#[derive(Debug)]
+struct Running {
+    supervisor: ActorRef<NodeMsg>,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
+    is_stopping: AtomicBool,
+}
 
 /// What a back end may change of an identity. `None` stays as it is.
 #[derive(Debug, Clone, Default)]
@@ -104,33 +143,115 @@ pub struct ShardStatus {
 }
 
 impl Cluster {
+    /// Starts a node: its groups from what is stored, and the actors above them. `peers` and `incoming` are the two ends
+    /// of [`Peers::start`].
+    pub async fn start(
+        config: Config,
+        storage: Arc<dyn Storage>,
+        peers: Peers,
+        incoming: IncomingQueue,
+    ) -> Result<Self, Error> {
+        let Config { node, timing, log_entries_kept, seed, .. } = config;
+        let groups = GroupsConfig { node, timing, log_entries_kept, seed };
+        let groups = Groups::start(groups, Arc::clone(&storage), peers.clone())
+            .await
+            .map_err(|error| stopped(GroupId::Meta, error.to_string()))?;
+        let (live, publisher) = LiveHub::new(Arc::clone(&storage), peers.clone());
+        let (closing, closed) = mpsc::channel(CLOSING_MAX);
+        let random = match seed {
+            Some(seed) => rand::rngs::StdRng::seed_from_u64(seed),
+            None => rand::rngs::StdRng::from_os_rng(),
+        };
+        let limits = &config.limits;
+        let shared = Arc::new(Shared {
+            router: Router::new(node, groups.clone(), peers.clone()),
+            sessions: Sessions::default(),
+            gauge: Gauge::new(limits.node_requests_max, limits.node_bytes_max),
+            started: config.clock.now(),
+            random: Mutex::new(random),
+            config,
+            storage,
+            peers,
+            groups,
+            live,
+            closing,
+        });
+        let name = format!("node-{node}/{}", shared.draw());
+        let (supervisor, _) = NodeActor::spawn(Some(name), NodeActor, Arc::clone(&shared))
+            .await
+            .map_err(|error| stopped(GroupId::Meta, error.to_string()))?;
+        let running = Running {
+            supervisor: supervisor.clone(),
+            tasks: Mutex::default(),
+            is_stopping: AtomicBool::new(false),
+        };
+        let cluster = Self { shared, node: Arc::new(running) };
+        cluster.spawn(follow_groups(Arc::clone(&cluster.shared), supervisor));
+        cluster.spawn(dispatch::run(Arc::clone(&cluster.shared), incoming));
+        cluster.spawn(announce::run(Arc::clone(&cluster.shared)));
+        cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
+        cluster.spawn(publisher.run());
+        cluster.spawn(close_dropped(cluster.detached(), closed));
+        Ok(cluster)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = AbortOnDropHandle::new(tokio::spawn(task));
+        self.tasks().push(task);
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, Vec<AbortOnDropHandle<()>>> {
+        self.node.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A handle for this node's own tasks, which must not keep each other alive.
+    fn detached(&self) -> Self {
+        let node = Running {
+            supervisor: self.node.supervisor.clone(),
+            tasks: Mutex::default(),
+            is_stopping: AtomicBool::new(false),
+        };
+        Self { shared: Arc::clone(&self.shared), node: Arc::new(node) }
+    }
+
     // ------------------------------------------------------------ devices' side
 
     /// The identity to check a credential against, as the shard's leader has applied it. Not linearizable: what is
     /// done under the credential names the etag, and apply refuses it if the identity has changed since.
     pub async fn credentials(&self, device: &DeviceId) -> Result<Option<Device>, Error> {
-        let _ = device;
-        todo!()
+        self.read_device(device, false).await
     }
 
     /// Makes a connection the live one of its device and ends the former. Success: the epoch is durable on a majority.
     pub async fn open_session(&self, request: OpenSession) -> Result<Session, Error> {
-        let _ = request;
-        todo!()
+        Session::open(self, request).await
     }
 
     // ------------------------------------------------------------ registry
 
     /// Success of this and of every other write: durable on a majority of the shard's replicas.
     pub async fn create_device(&self, device: DeviceId, spec: DeviceSpec) -> Result<Device, Error> {
-        let _ = (device, spec);
-        todo!()
+        let generation = GenerationId::new(self.shared.draw());
+        let create = DeviceChange::Create { generation, spec };
+        self.changed_device(&device, create).await
     }
 
     /// Linearizable.
     pub async fn device(&self, device: &DeviceId) -> Result<Device, Error> {
-        let _ = device;
-        todo!()
+        let found = self.read_device(device, true).await?;
+        found.ok_or_else(|| Refusal::DeviceNotFound { device: device.clone() }.into())
+    }
+
+    async fn read_device(
+        &self,
+        device: &DeviceId,
+        linearizable: bool,
+    ) -> Result<Option<Device>, Error> {
+        let shard = self.shard_of(device)?;
+        match self.read(shard, Request::Device { device: device.clone(), linearizable }).await? {
+            Answer::Device(device) => Ok(device.map(|device| *device)),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     /// `limit`: 1 to 1000.
@@ -139,8 +260,30 @@ impl Cluster {
         from: Option<(ShardId, Option<DeviceId>)>,
         limit: u32,
     ) -> Result<DevicePage, Error> {
-        let _ = (from, limit);
-        todo!()
+        let meta = self.meta().ok_or(Error::NotInitialized)?;
+        let limit = check_limit(limit)? as usize;
+        let (first, mut after) = match from {
+            Some((shard, after)) => (Some(shard), after),
+            None => (None, None),
+        };
+        let mut page = DevicePage { devices: Vec::new(), next: None };
+        for shard in meta.shard_count.shards().skip_while(|shard| Some(*shard) < first) {
+            if page.devices.len() == limit {
+                page.next = Some((shard, None));
+                break;
+            }
+            let left = (limit - page.devices.len()) as u32;
+            let request = Request::Devices { after: after.take(), limit: left };
+            let Answer::Devices { devices, more } = self.read(shard, request).await? else {
+                return Err(unexpected(shard));
+            };
+            page.devices.extend(devices);
+            if more {
+                page.next = Some((shard, page.devices.last().map(|device| device.id.clone())));
+                break;
+            }
+        }
+        Ok(page)
     }
 
     pub async fn update_device(
@@ -149,50 +292,89 @@ impl Cluster {
         if_match: Condition,
         update: DeviceUpdate,
     ) -> Result<Device, Error> {
-        let _ = (device, if_match, update);
-        todo!()
+        let DeviceUpdate { status, status_reason, authentication } = update;
+        let update = DeviceChange::Update { if_match, status, status_reason, authentication };
+        self.changed_device(device, update).await
+    }
+
+    async fn changed_device(
+        &self,
+        device: &DeviceId,
+        change: DeviceChange,
+    ) -> Result<Device, Error> {
+        match self.change_device(device, change).await? {
+            Done::Device(device) => Ok(*device),
+            _ => Err(unexpected(self.shard_of(device)?)),
+        }
     }
 
     pub async fn delete_device(&self, device: &DeviceId, if_match: Condition) -> Result<(), Error> {
-        let _ = (device, if_match);
-        todo!()
+        self.change_device(device, DeviceChange::Delete { if_match }).await.map(drop)
     }
 
     // ------------------------------------------------------------ twins
 
     /// Linearizable: sees every write that was acknowledged before the call (P2).
     pub async fn twin(&self, device: &DeviceId) -> Result<Twin, Error> {
-        let _ = device;
-        todo!()
+        let shard = self.shard_of(device)?;
+        match self.read(shard, Request::Twin(device.clone())).await? {
+            Answer::Twin(twin) => Ok(*twin),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     pub async fn update_twin(&self, device: &DeviceId, change: TwinChange) -> Result<Twin, Error> {
-        let _ = (device, change);
-        todo!()
+        let TwinChange { if_match, expected_desired, mode, tags, desired } = change;
+        let update = DeviceChange::UpdateTwin { if_match, expected_desired, mode, tags, desired };
+        match self.change_device(device, update).await? {
+            Done::Twin(twin) => Ok(*twin),
+            _ => Err(unexpected(self.shard_of(device)?)),
+        }
     }
 
     // ------------------------------------------------------------ streams
 
-    /// Messages from an offset on, in order, without holes.
+    /// Messages from an offset on, in order, without holes. This node answers from its own replica what it has there;
+    /// that the stream has ended is the leader's word.
     pub async fn read_stream(
         &self,
         shard: ShardId,
         from: Offset,
         limits: ReadLimits,
     ) -> Result<StreamPage, Error> {
-        let _ = (shard, from, limits);
-        todo!()
+        let ReadLimits { messages_max, bytes_max, wait_ms } = limits;
+        let limit = PageLimit { messages: messages_max as usize, bytes: bytes_max as usize };
+        if let Some(page) = serve::local_page(&self.shared, shard, from, limit) {
+            return Ok(page);
+        }
+        // Waiting for a message is no failure: the answer must come before the deadline does.
+        let wait_max = self.shared.config.limits.deadline / 2;
+        let wait_ms = wait_ms.min(u32::try_from(wait_max.as_millis()).unwrap_or(u32::MAX));
+        match self.read(shard, Request::Stream { from, messages_max, bytes_max, wait_ms }).await? {
+            Answer::Page(page) => Ok(page),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     /// The first offset whose message was appended at `at` or later; the end of the stream if there is none.
     pub async fn offset_at(&self, shard: ShardId, at: LogTime) -> Result<Offset, Error> {
-        let _ = (shard, at);
-        todo!()
+        match self.read(shard, Request::OffsetAt(at)).await? {
+            Answer::Offset(offset) => Ok(offset),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     pub async fn stream_state(&self, shard: ShardId) -> Result<StreamState, Error> {
-        let _ = shard;
-        todo!()
+        match self.read(shard, Request::StreamState).await? {
+            Answer::Stream(stream) => Ok(StreamState {
+                shard,
+                first: stream.first,
+                next: stream.next,
+                cursors: stream.cursors,
+                device_count: stream.device_count,
+            }),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     pub async fn commit_cursor(
@@ -201,8 +383,7 @@ impl Cluster {
         group: String,
         next: Offset,
     ) -> Result<Offset, Error> {
-        let _ = (shard, group, next);
-        todo!()
+        self.move_cursor(shard, StreamChange::CommitCursor { group, next }).await
     }
 
     pub async fn seek_cursor(
@@ -211,13 +392,19 @@ impl Cluster {
         group: String,
         next: Offset,
     ) -> Result<Offset, Error> {
-        let _ = (shard, group, next);
-        todo!()
+        self.move_cursor(shard, StreamChange::SeekCursor { group, next }).await
+    }
+
+    async fn move_cursor(&self, shard: ShardId, change: StreamChange) -> Result<Offset, Error> {
+        match self.change(shard, Change::Stream(change)).await? {
+            Done::Cursor { next } => Ok(next),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     pub async fn delete_cursor(&self, shard: ShardId, group: String) -> Result<(), Error> {
-        let _ = (shard, group);
-        todo!()
+        let delete = StreamChange::DeleteCursor { group };
+        self.change(shard, Change::Stream(delete)).await.map(drop)
     }
 
     /// The messages of one device between two times, oldest first, after `after` if given. `limit`: 1 to 1000.
@@ -229,54 +416,194 @@ impl Cluster {
         after: Option<Offset>,
         limit: u32,
     ) -> Result<Vec<StoredMessage>, Error> {
-        let _ = (device, from, until, after, limit);
-        todo!()
+        let shard = self.shard_of(device)?;
+        let limit = check_limit(limit)?;
+        let device = device.clone();
+        match self.read(shard, Request::History { device, from, until, after, limit }).await? {
+            Answer::Page(page) => Ok(page.messages),
+            _ => Err(unexpected(shard)),
+        }
     }
 
     /// What is committed from now on anywhere in the cluster, best effort: a slow reader misses some and is told how
     /// many. A node holds one of these and fans it out through its bus.
     pub fn live(&self) -> mpsc::Receiver<Live> {
-        todo!()
+        self.shared.live.subscribe(self.shared.config.limits.live_queue)
     }
 
     // ------------------------------------------------------------ the cluster itself
 
     /// The number of shards and more; `None` before the cluster is initialized.
-    pub fn meta(&self) -> Option<std::sync::Arc<Meta>> {
-        todo!()
+    pub fn meta(&self) -> Option<Arc<Meta>> {
+        self.shared.meta()
     }
 
-    pub async fn initialize(
-        &self,
-        initialization: Initialization,
-    ) -> Result<std::sync::Arc<Meta>, Error> {
-        let _ = initialization;
-        todo!()
+    pub async fn initialize(&self, initialization: Initialization) -> Result<Arc<Meta>, Error> {
+        if let Some(meta) = self.meta() {
+            let cluster_id = meta.cluster_id.clone();
+            return Err(drover_core::meta::MetaRefusal::AlreadyInitialized { cluster_id }.into());
+        }
+        let meta = {
+            let mut random = self.shared.random.lock().unwrap_or_else(PoisonError::into_inner);
+            initial::meta(initialization, &mut *random)?
+        };
+        let group = GroupId::Meta;
+        self.shared.groups.initialize(meta).await.map_err(|error| match error {
+            crate::raft::Error::NotLeader { .. } => Error::NoLeader { group },
+            crate::raft::Error::Unknown => Error::LeaderLost { group },
+            crate::raft::Error::Timeout => Error::Timeout,
+            crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
+            crate::raft::Error::Stopped { problem } => stopped(group, problem),
+            crate::raft::Error::Storage(error) => stopped(group, error.to_string()),
+        })
     }
 
     pub async fn put_policy(&self, name: String, policy: Policy) -> Result<(), Error> {
-        let _ = (name, policy);
-        todo!()
+        self.change_meta(MetaChange::PutPolicy { name, policy }).await
     }
 
     pub async fn delete_policy(&self, name: String) -> Result<(), Error> {
-        let _ = name;
-        todo!()
+        self.change_meta(MetaChange::DeletePolicy { name }).await
+    }
+
+    async fn change_meta(&self, change: MetaChange) -> Result<(), Error> {
+        let entry = MetaEntry { at: self.shared.config.clock.now(), change };
+        let request = Request::Change(encode_meta_change(&entry));
+        let Request::Change(entry) = &request else { return Err(Error::Timeout) };
+        let here = || self.shared.change_meta_here(entry.clone());
+        let deadline = self.deadline();
+        self.shared.router.ask(GroupId::Meta, &request, deadline, here).await.map(drop)
     }
 
     pub async fn status(&self) -> Result<ClusterStatus, Error> {
-        todo!()
+        status::cluster(&self.shared).await
     }
 
     /// Whether this node can serve: it knows the cluster, and every group it hosts has a leader. The text says what is
     /// missing.
     pub fn ready(&self) -> Result<(), String> {
-        todo!()
+        if self.is_stopping() {
+            return Err("this node is stopping".to_owned());
+        }
+        if let Some((group, problem)) = self.shared.groups.problems().into_iter().next() {
+            return Err(format!("{group} is stopped: {problem}"));
+        }
+        let meta = self.meta().ok_or_else(|| Error::NotInitialized.to_string())?;
+        let node = self.shared.config.node;
+        let placed = meta.placement.iter().filter(|(_, nodes)| nodes.contains(&node));
+        let replicas = self.shared.router.replicas();
+        for (shard, _) in placed {
+            let replica =
+                replicas.get(shard).ok_or_else(|| format!("shard {shard} is not started yet"))?;
+            if replica.leadership.borrow().leader.is_none() {
+                return Err(format!("shard {shard} has no leader"));
+            }
+        }
+        Ok(())
     }
 
     /// Ends sessions, stops the groups, syncs. `deadline_ms` bounds it.
     pub async fn stop(&self, deadline_ms: u64) {
-        let _ = deadline_ms;
-        todo!()
+        self.node.is_stopping.store(true, Ordering::Relaxed);
+        let deadline = Duration::from_millis(deadline_ms);
+        let stopping = async {
+            self.shared.sessions.end_all();
+            self.shared.groups.stop().await;
+            let tasks = std::mem::take(&mut *self.tasks());
+            drop(tasks);
+            self.node.supervisor.stop(None);
+        };
+        // What is not finished by then is finished by the next start, from the log.
+        drop(tokio::time::timeout(deadline, stopping).await);
     }
+
+    /// Completes when the store of this node has failed: the process must end and come back by restart.
+    pub fn fatal(&self) -> BoxFuture<'static, String> {
+        let mut fatal = self.shared.groups.fatal();
+        Box::pin(async move {
+            loop {
+                if let Some(problem) = fatal.borrow_and_update().clone() {
+                    return problem;
+                }
+                if fatal.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        })
+    }
+
+    // ------------------------------------------------------------ how requests are made
+
+    pub(super) fn shard_of(&self, device: &DeviceId) -> Result<ShardId, Error> {
+        self.shared.shard_of(device).ok_or(Error::NotInitialized)
+    }
+
+    pub(super) async fn change_device(
+        &self,
+        device: &DeviceId,
+        change: DeviceChange,
+    ) -> Result<Done, Error> {
+        let shard = self.shard_of(device)?;
+        self.change(shard, Change::Device(device.clone(), change)).await
+    }
+
+    async fn change(&self, shard: ShardId, change: Change) -> Result<Done, Error> {
+        let encoded = encode_change(&change);
+        let entry = Entry::new(encoded.clone(), &change);
+        drop(change);
+        let _permit = self.enter(encoded.len())?;
+        let here = || serve::change_here(&self.shared, shard, entry.clone());
+        let (group, deadline) = (GroupId::Shard(shard), self.deadline());
+        let request = Request::Change(encoded);
+        let answer = self.shared.router.ask(group, &request, deadline, here).await?;
+        answer.into_done().ok_or_else(|| unexpected(shard))
+    }
+
+    async fn read(&self, shard: ShardId, request: Request) -> Result<Answer, Error> {
+        let _permit = self.enter(0)?;
+        let deadline = self.deadline();
+        let here = || serve::read_here(&self.shared, shard, &request, deadline);
+        self.shared.router.ask(GroupId::Shard(shard), &request, deadline, here).await
+    }
+
+    fn enter(&self, bytes: usize) -> Result<Permit, Error> {
+        if self.is_stopping() {
+            return Err(Error::Stopping);
+        }
+        self.shared.gauge.enter(bytes).ok_or_else(|| {
+            metrics::refused("busy");
+            Error::Busy { what: format!("node {}", self.shared.config.node) }
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.config.limits.deadline
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.node.is_stopping.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    /// A number that nobody else has drawn.
+    fn draw(&self) -> u64 {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).random()
+    }
+}
+
+fn check_limit(limit: u32) -> Result<u32, Error> {
+    if (1..=1000).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Error::Invalid { field: "limit".to_owned(), problem: "use 1 to 1000".to_owned() })
+}
+
+fn stopped(group: GroupId, problem: String) -> Error {
+    Error::GroupStopped { group, problem }
+}
+
+/// An answer that does not fit its request, as a newer node might give. Whatever was asked may have been done.
+pub(super) fn unexpected(shard: ShardId) -> Error {
+    Error::LeaderLost { group: GroupId::Shard(shard) }
 }

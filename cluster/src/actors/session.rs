@@ -1,46 +1,41 @@
 //! The cluster's side of a connection: its epoch, its way back to the device.
+//!
+//! A connection that ends without closing its session leaves nothing behind: the drop forgets it on this node and has
+//! its end committed in the background, best effort.
+
+use std::sync::{Arc, Mutex};
 
 use drover_core::access::ProvenDevice;
-use drover_core::change::Message;
+use drover_core::change::{DeviceChange, Done, Message, Sender};
+pub use drover_core::delivery::{Delivery, EndReason};
 use drover_core::device::{Channel, Subscriptions};
 use drover_core::document::Object;
-use drover_core::ids::{DeviceId, Offset, SessionEpoch, Version};
+use drover_core::ids::{DeviceId, Offset, SessionEpoch, ShardId, Version};
 use drover_core::twin::Twin;
+use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::debug;
 
+use super::admission::Bucket;
+use super::cluster::{Cluster, unexpected};
 use super::error::Error;
+use crate::metrics;
 
 /// How many deliveries may wait for a connection before it is ended as too slow.
 pub const DELIVERIES_MAX: usize = 32;
-
-/// What the cluster tells a connection between its own requests.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Delivery {
-    /// Close without a notice; what is sent from now on has no effect. It is the last delivery.
-    End(EndReason),
-    /// The desired properties were changed: the merge patch and the version that it led to.
-    Desired { version: Version, patch: Object },
-}
-
-/// Why the cluster ends a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndReason {
-    /// A newer connection of the device.
-    Replaced,
-    /// The device was disabled or deleted, or its keys were changed.
-    Revoked,
-    /// The node is stopping.
-    Stopping,
-    /// A desired patch may have been missed: the device must read its twin again.
-    Gap,
-}
+/// Ends of dropped sessions that wait to be committed. Beyond it they stay "connected" until they connect again.
+pub(super) const CLOSING_MAX: usize = 65_536;
+/// Ends that are committed together. They share the entries of their shards.
+const CLOSING_TOGETHER: usize = 256;
 
 /// What it takes to make a connection the live one of its device.
 #[derive(Debug)]
 pub struct OpenSession {
     pub proven: ProvenDevice,
     pub clean_session: bool,
-    /// A bounded queue of [`DELIVERIES_MAX`]. Boxed, so that an idle connection holds little.
+    /// A bounded queue of [`DELIVERIES_MAX`]. Boxed, so that an idle connection holds little. Its end without an
+    /// [`Delivery::End`] means that the connection was too slow: close it all the same.
     pub deliveries: mpsc::Sender<Box<Delivery>>,
 }
 
@@ -50,13 +45,55 @@ pub struct OpenSession {
 /// also across a change of leader.
 #[derive(Debug)]
 pub struct Session {
+    cluster: Cluster,
+    shard: ShardId,
     device: DeviceId,
     epoch: SessionEpoch,
     session_present: bool,
     subscriptions: Subscriptions,
+    /// `None` where no rate is configured.
+    bucket: Option<Box<Mutex<Bucket>>>,
+    /// Nothing is left to be told to the cluster.
+    is_closed: bool,
+}
+
+/// A session that was dropped without being closed.
+#[derive(Debug)]
+pub(super) struct Closing {
+    device: DeviceId,
+    epoch: SessionEpoch,
 }
 
 impl Session {
+    pub(super) async fn open(cluster: &Cluster, request: OpenSession) -> Result<Self, Error> {
+        let OpenSession { proven, clean_session, deliveries } = request;
+        let ProvenDevice { device, credentials } = proven;
+        let shard = cluster.shard_of(&device)?;
+        let opened = cluster.shared.sessions.opening(shard, &device);
+        let connect = DeviceChange::Connect { credentials, clean_session };
+        let done = cluster.change_device(&device, connect).await?;
+        let Done::Connected { epoch, session_present, subscriptions } = done else {
+            return Err(unexpected(shard));
+        };
+        let rate = cluster.shared.config.limits.device_rate;
+        let session = Self {
+            cluster: cluster.clone(),
+            shard,
+            device,
+            epoch,
+            session_present,
+            subscriptions,
+            bucket: rate.map(|rate| Box::new(Mutex::new(Bucket::new(rate, Instant::now())))),
+            is_closed: false,
+        };
+        if opened.hold(epoch, deliveries) {
+            Ok(session)
+        } else {
+            let current = epoch.next();
+            Err(drover_core::change::Refusal::StaleSession { given: epoch, current }.into())
+        }
+    }
+
     pub fn device(&self) -> &DeviceId {
         &self.device
     }
@@ -77,25 +114,49 @@ impl Session {
 
     /// Adds subscriptions; answers with all of them. Success: durable on a majority.
     pub async fn subscribe(&self, subscriptions: Subscriptions) -> Result<Subscriptions, Error> {
-        let _ = subscriptions;
-        todo!()
+        let change = DeviceChange::Subscribe { epoch: self.epoch, subscriptions };
+        self.subscribed(change).await
     }
 
     pub async fn unsubscribe(&self, channels: Vec<Channel>) -> Result<Subscriptions, Error> {
-        let _ = channels;
-        todo!()
+        if channels.contains(&Channel::DesiredPatches) {
+            self.cluster.shared.sessions.stops_listening(self.shard, &self.device, self.epoch);
+        }
+        let change = DeviceChange::Unsubscribe { epoch: self.epoch, channels };
+        self.subscribed(change).await
+    }
+
+    async fn subscribed(&self, change: DeviceChange) -> Result<Subscriptions, Error> {
+        match self.cluster.change_device(&self.device, change).await? {
+            Done::Subscribed(subscriptions) => Ok(subscriptions),
+            _ => Err(unexpected(self.shard)),
+        }
     }
 
     /// Appends messages to the stream, all or none, in this order; answers with the first one's offset. Success:
     /// fsynced on a majority.
     pub async fn append(&self, messages: Vec<Message>) -> Result<Offset, Error> {
-        let _ = messages;
-        todo!()
+        if let Some(bucket) = &self.bucket {
+            let mut bucket = bucket.lock().expect("nobody panics with the bucket in hand");
+            if !bucket.take(messages.len(), Instant::now()) {
+                metrics::refused("rate_limited");
+                return Err(Error::RateLimited);
+            }
+        }
+        let sender = Sender::Session(self.epoch);
+        let change = DeviceChange::Telemetry { sender, messages };
+        match self.cluster.change_device(&self.device, change).await? {
+            Done::Appended { first, .. } => Ok(first),
+            _ => Err(unexpected(self.shard)),
+        }
     }
 
     /// The device's twin, linearizable.
     pub async fn twin(&self) -> Result<Twin, Error> {
-        todo!()
+        let twin = self.cluster.twin(&self.device).await?;
+        let read = twin.desired.version;
+        self.cluster.shared.sessions.has_read(self.shard, &self.device, self.epoch, read);
+        Ok(twin)
     }
 
     /// Merges a patch into the reported properties; answers with the new version. Success: durable on a majority.
@@ -104,13 +165,52 @@ impl Session {
         expected: Option<Version>,
         patch: Object,
     ) -> Result<Version, Error> {
-        let _ = (expected, patch);
-        todo!()
+        let sender = Sender::Session(self.epoch);
+        let change = DeviceChange::PatchReported { sender, expected, patch };
+        match self.cluster.change_device(&self.device, change).await? {
+            Done::Reported { version } => Ok(version),
+            _ => Err(unexpected(self.shard)),
+        }
     }
 
     /// Ends the session. `will` is appended to the stream if the session is still the live one.
-    pub async fn close(self, will: Option<Message>) -> Result<(), Error> {
-        let _ = will;
-        todo!()
+    pub async fn close(mut self, will: Option<Message>) -> Result<(), Error> {
+        self.cluster.shared.sessions.remove(self.shard, &self.device, self.epoch);
+        let change = DeviceChange::Disconnect { epoch: self.epoch, will };
+        // From here on the change itself is on its way; if the caller gives up, the drop ends the session once more.
+        let done = self.cluster.change_device(&self.device, change).await;
+        self.is_closed = true;
+        done.map(drop)
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_closed {
+            return;
+        }
+        let shared = &self.cluster.shared;
+        shared.sessions.remove(self.shard, &self.device, self.epoch);
+        let closing = Closing { device: self.device.clone(), epoch: self.epoch };
+        if shared.closing.try_send(closing).is_err() {
+            debug!(device = %self.device, "the end of a session is not recorded: too many end at once");
+        }
+    }
+}
+
+/// Commits the ends of dropped sessions.
+pub(super) async fn close_dropped(cluster: Cluster, closing: mpsc::Receiver<Closing>) {
+    let closing = tokio_stream::wrappers::ReceiverStream::new(closing);
+    let cluster = Arc::new(cluster);
+    closing
+        .for_each_concurrent(CLOSING_TOGETHER, |Closing { device, epoch }| {
+            let cluster = Arc::clone(&cluster);
+            async move {
+                let change = DeviceChange::Disconnect { epoch, will: None };
+                if let Err(error) = cluster.change_device(&device, change).await {
+                    debug!(%device, %epoch, %error, "the end of a session is not recorded");
+                }
+            }
+        })
+        .await;
 }

@@ -1,8 +1,13 @@
 //! How core values become bytes and back. The only place that knows both core types and protobuf.
 
+pub mod batch;
+pub mod delivery;
+pub mod events;
 pub mod json;
 pub mod peer;
+pub mod problem;
 pub mod record;
+pub mod request;
 
 use std::fmt;
 

@@ -1,0 +1,26 @@
+//! What the cluster tells a connection between the connection's own requests.
+
+use crate::document::Object;
+use crate::ids::Version;
+
+/// What the cluster tells a connection between its own requests.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// Close without a notice; what is sent from now on has no effect. It is the last delivery.
+    End(EndReason),
+    /// The desired properties were changed: the merge patch and the version that it led to.
+    Desired { version: Version, patch: Object },
+}
+
+/// Why the cluster ends a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// A newer connection of the device.
+    Replaced,
+    /// The device was disabled or deleted, or its keys were changed.
+    Revoked,
+    /// The node is stopping.
+    Stopping,
+    /// A desired patch may have been missed: the device must read its twin again.
+    Gap,
+}

@@ -1,0 +1,106 @@
+//! What a node's actors are told: every limit with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_core::ids::NodeId;
+use drover_core::stream::Retention;
+
+use super::clock::{Clock, SystemClock};
+use crate::raft::groups::Timing;
+
+/// What a node needs to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: NodeId,
+    /// The program's version, shown to operators.
+    pub version: String,
+    pub timing: Timing,
+    /// Entries of the log that are kept after they were applied, for followers that lag.
+    pub log_entries_kept: u64,
+    pub limits: Limits,
+    /// What streams keep. The leader of a shard plans by its own configuration.
+    pub retention: Retention,
+    /// Seeds whatever is drawn at random. `None`: from the system.
+    pub seed: Option<u64>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Config {
+    /// Defaults for everything but the node.
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            timing: Timing { heartbeat_ms: 200, election_min_ms: 500, election_max_ms: 750 },
+            // A follower that missed this many entries, some minutes of a busy shard, gets a snapshot.
+            log_entries_kept: 10_000,
+            limits: Limits::default(),
+            retention: Retention { age_ms_max: Some(7 * 24 * 3_600_000), bytes_max: None },
+            seed: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// How much may wait, and for how long.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long a request may take, elections and retries included.
+    pub deadline: Duration,
+    /// Requests that a node has taken in and not answered. Each costs a task's worth of memory.
+    pub node_requests_max: usize,
+    /// Bytes of those requests: what bounds the memory of a flood of large messages.
+    pub node_bytes_max: usize,
+    /// Requests that wait for one shard: about a second of what a shard can do.
+    pub shard_requests_max: usize,
+    /// Requests that wait for one device: one that floods is refused before it slows down its shard.
+    pub device_requests_max: usize,
+    /// Changes of one log entry. More only make the wait for its answer longer.
+    pub entry_changes_max: usize,
+    /// Bytes of one log entry: an append to a follower must fit into a heartbeat.
+    pub entry_bytes_max: usize,
+    /// Entries of one shard that are under way together. One is enough when many shards share each fsync, and gives
+    /// the largest batches.
+    pub entries_in_flight_max: usize,
+    /// How long a device actor without work stays. Its session's address stays in its shard's table.
+    pub idle: Duration,
+    /// How often a node tells the leaders which sessions it holds, once they know.
+    pub announce_interval: Duration,
+    /// How often a leader looks for messages that may go.
+    pub retention_interval: Duration,
+    /// Live messages that wait for one reader.
+    pub live_queue: usize,
+    /// Reads of a peer that wait at this node for a first message. Each is a task.
+    pub waiting_reads_max: usize,
+    /// How fast a device may send messages. `None`: as fast as it can.
+    pub device_rate: Option<Rate>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(10),
+            node_requests_max: 50_000,
+            node_bytes_max: 256 * 1024 * 1024,
+            shard_requests_max: 16_384,
+            device_requests_max: 256,
+            entry_changes_max: 4096,
+            entry_bytes_max: 1024 * 1024,
+            entries_in_flight_max: 1,
+            idle: Duration::from_secs(30),
+            announce_interval: Duration::from_secs(60),
+            retention_interval: Duration::from_secs(10),
+            live_queue: 1024,
+            waiting_reads_max: 4096,
+            device_rate: None,
+        }
+    }
+}
+
+/// So many messages a second, and so many at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    pub messages_per_second: f64,
+    pub burst: f64,
+}

@@ -1,0 +1,215 @@
+//! The node's supervisor, and what everything on the node shares.
+//!
+//! It has one child for each shard that has a replica here, and starts it again when it fails: the shard's actors are
+//! made anew from committed state, and what waited in them is answered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use drover_core::ids::{DeviceId, GroupId, LogTime, ShardId};
+use drover_core::meta::Meta;
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
+use tokio::sync::{mpsc, watch};
+use tracing::error;
+
+use super::admission::Gauge;
+use super::config::Config;
+use super::live::LiveHub;
+use super::outbox::Outbox;
+use super::proposer::Proposer;
+use super::router::{Replica, Router, failure_of};
+use super::session::Closing;
+use super::sessions::Sessions;
+use super::shard::{ShardActor, ShardArguments, ShardMsg};
+use crate::metrics;
+use crate::raft::group::Group;
+use crate::raft::groups::Groups;
+use crate::raft::peers::Peers;
+use crate::storage::Storage;
+use crate::wire::request::{Answer, Failure, Response};
+
+/// What every request on this node uses. Fixed at the start.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) peers: Peers,
+    pub(super) groups: Groups,
+    pub(super) router: Router,
+    pub(super) sessions: Sessions,
+    pub(super) live: LiveHub,
+    /// Everything that was taken in at this node.
+    pub(super) gauge: Arc<Gauge>,
+    /// Sessions that were dropped without being closed.
+    pub(super) closing: mpsc::Sender<Closing>,
+    pub(super) started: LogTime,
+    pub(super) random: std::sync::Mutex<rand::rngs::StdRng>,
+}
+
+impl Shared {
+    pub(super) fn meta(&self) -> Option<Arc<Meta>> {
+        self.groups.meta().borrow().clone()
+    }
+
+    pub(super) fn shard_of(&self, device: &DeviceId) -> Option<ShardId> {
+        let meta = self.groups.meta();
+        let count = meta.borrow().as_ref()?.shard_count;
+        Some(ShardId::of(device, count))
+    }
+
+    /// Proposes an encoded change of the meta group at this node.
+    pub(super) async fn change_meta_here(&self, entry: Bytes) -> Response {
+        let Some(group) = self.groups.get(GroupId::Meta) else {
+            return Err(Failure::NotLeader { leader: None });
+        };
+        match group.propose(entry).await.map_err(failure_of)? {
+            crate::raft::Response::Meta(Ok(meta)) => Ok(Answer::Meta(meta)),
+            crate::raft::Response::Meta(Err(refusal)) => Err(Failure::RefusedByMeta(refusal)),
+            crate::raft::Response::None | crate::raft::Response::Shard { .. } => {
+                Err(Failure::Unknown)
+            }
+        }
+    }
+}
+
+/// What the supervisor can be told.
+#[derive(Debug)]
+pub(super) enum NodeMsg {
+    /// From the groups: these run here now.
+    Groups(Arc<BTreeMap<GroupId, Group>>),
+}
+
+pub(super) struct NodeActor;
+
+pub(super) struct NodeState {
+    shared: Arc<Shared>,
+    running: BTreeMap<ShardId, Replica>,
+    /// Makes names unique in ractor's registry, which the whole process shares.
+    incarnation: u64,
+}
+
+impl Actor for NodeActor {
+    type Msg = NodeMsg;
+    type State = NodeState;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<NodeMsg>,
+        shared: Arc<Shared>,
+    ) -> Result<NodeState, ActorProcessingErr> {
+        Ok(NodeState { shared, running: BTreeMap::new(), incarnation: 0 })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<NodeMsg>,
+        message: NodeMsg,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            NodeMsg::Groups(groups) => state.host(&myself, &groups),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<NodeMsg>,
+        event: SupervisionEvent,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(actor, problem) = event {
+            let failed = |replica: &Replica| replica.actor.get_id() == actor.get_id();
+            let found = state.running.iter().find(|(_, replica)| failed(replica));
+            if let Some((shard, group)) =
+                found.map(|(shard, replica)| (*shard, replica.group.clone()))
+            {
+                error!(%shard, error = %problem, "a shard's actor failed and is restarted");
+                metrics::shard_restarted();
+                state.start(&myself, shard, group);
+                state.publish();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NodeState {
+    fn host(&mut self, myself: &ActorRef<NodeMsg>, groups: &BTreeMap<GroupId, Group>) {
+        self.running.retain(|shard, replica| {
+            let stays = groups.contains_key(&GroupId::Shard(*shard));
+            if !stays {
+                replica.actor.stop(None);
+            }
+            stays
+        });
+        for (id, group) in groups {
+            if let GroupId::Shard(shard) = id
+                && !self.running.contains_key(shard)
+            {
+                self.start(myself, *shard, group.clone());
+            }
+        }
+        self.publish();
+    }
+
+    fn start(&mut self, myself: &ActorRef<NodeMsg>, shard: ShardId, group: Group) {
+        let Shared { config, .. } = &*self.shared;
+        self.incarnation += 1;
+        let name = format!("node-{}/shard-{shard}/{}", config.node, self.incarnation);
+        let (growth_sender, growth) = watch::channel(drover_core::ids::Offset::default());
+        let arguments = self.arguments(shard, &group, growth_sender);
+        let cell = myself.get_cell();
+        match ActorRuntime::spawn_linked_instant(Some(name), ShardActor, arguments, cell) {
+            Ok((actor, _)) => {
+                let limits = &config.limits;
+                let gauge = Gauge::new(limits.shard_requests_max, limits.node_bytes_max);
+                let leadership = group.leadership();
+                self.running.insert(shard, Replica { group, actor, gauge, leadership, growth });
+            }
+            // Only a name that is taken comes here, and no name is used twice.
+            Err(problem) => error!(%shard, error = %problem, "a shard's actor cannot be started"),
+        }
+    }
+
+    fn arguments(
+        &self,
+        shard: ShardId,
+        group: &Group,
+        growth: watch::Sender<drover_core::ids::Offset>,
+    ) -> ShardArguments {
+        let Shared { config, storage, peers, sessions, live, .. } = &*self.shared;
+        let (node, limits) = (config.node, config.limits.clone());
+        let (storage, clock) = (Arc::clone(storage), Arc::clone(&config.clock));
+        let proposed = group.clone();
+        let proposer = move |shard: ActorRef<ShardMsg>, queue| {
+            let group = proposed;
+            Proposer { node, group, shard, storage, clock, limits, queue, growth }
+        };
+        ShardArguments {
+            shard,
+            group: group.clone(),
+            outbox: Outbox { node, sessions: sessions.clone(), peers: peers.clone() },
+            live: live.clone(),
+            limits: config.limits.clone(),
+            proposer: Box::new(proposer),
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.router.set_replicas(self.running.clone());
+    }
+}
+
+/// Tells the supervisor which groups run here, until either side ends.
+pub(super) async fn follow_groups(shared: Arc<Shared>, node: ActorRef<NodeMsg>) {
+    let mut groups = shared.groups.watch();
+    loop {
+        let now = Arc::clone(&groups.borrow_and_update());
+        if node.send_message(NodeMsg::Groups(now)).is_err() || groups.changed().await.is_err() {
+            return;
+        }
+    }
+}

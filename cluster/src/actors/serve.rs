@@ -1,0 +1,232 @@
+//! What the leader of a group does for a request, from here or from a peer: both enter the same way, and a request that
+//! came from a peer is never forwarded again.
+//!
+//! Changes go through the shard's actor to the proposer. Reads run where they are asked: a read barrier, then the applied
+//! state. Pages of a stream need no barrier, because what stands at an offset never changes; only the leader answers that
+//! a stream has ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use drover_core::change::{Change, DeviceChange, StreamChange};
+use drover_core::ids::{DeviceId, GroupId, NodeId, Offset, ShardId};
+use drover_core::message::StreamPage;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::node::Shared;
+use super::proposer::Proposal;
+use super::reply::{Caller, Waiting};
+use super::router::{Replica, failure_of};
+use super::shard::ShardMsg;
+use super::status;
+use crate::metrics;
+use crate::storage::stream::{self, PageLimit};
+use crate::storage::{self, state};
+use crate::wire::request::{Answer, Failure, Request, Response, decode_change};
+
+/// What the router needs to know of a change, besides its bytes.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) encoded: Bytes,
+    pub(super) device: Option<DeviceId>,
+    pub(super) connects: bool,
+    pub(super) frees: bool,
+}
+
+impl Entry {
+    pub(super) fn new(encoded: Bytes, change: &Change) -> Self {
+        let (device, connects, frees) = match change {
+            Change::Device(device, change) => (
+                Some(device.clone()),
+                matches!(change, DeviceChange::Connect { .. }),
+                matches!(
+                    change,
+                    DeviceChange::Delete { .. } | DeviceChange::Disconnect { will: None, .. }
+                ),
+            ),
+            Change::Stream(change) => (None, false, matches!(change, StreamChange::Retain { .. })),
+        };
+        Self { encoded, device, connects, frees }
+    }
+}
+
+/// Puts a change into the shard's actor. The answer comes through `caller`.
+pub(super) fn submit(shared: &Shared, shard: ShardId, entry: Entry, from: NodeId, caller: Caller) {
+    let Some(replica) = serving(shared, shard) else {
+        return caller.answer(Err(not_leader(shared, shard)));
+    };
+    let Some(permit) = replica.gauge.enter(entry.encoded.len()) else {
+        metrics::refused("busy");
+        return caller.answer(Err(Failure::Busy { what: format!("shard {shard}") }));
+    };
+    let Entry { encoded: change, device, connects, frees } = entry;
+    let connects = device.clone().filter(|_| connects).map(|device| (device, from));
+    let reply = Waiting::new(caller, device.clone(), permit);
+    let proposal = Proposal { change, connects, frees, reply };
+    // A message that finds no actor is dropped, and its reply says that it can be asked again.
+    drop(replica.actor.send_message(ShardMsg::Change(device, proposal)));
+}
+
+/// Carries out a change at this node, for one of its own connections.
+pub(super) async fn change_here(shared: &Shared, shard: ShardId, entry: Entry) -> Response {
+    let (sender, answer) = oneshot::channel();
+    submit(shared, shard, entry, shared.config.node, Caller::Here(sender));
+    answer.await.unwrap_or(Err(Failure::Unknown))
+}
+
+/// A change of a peer. The bytes will stand in a log that every replica must be able to apply, so they are read first.
+pub(super) fn change_of_peer(
+    shared: &Shared,
+    shard: ShardId,
+    encoded: Bytes,
+    from: NodeId,
+    reply: oneshot::Sender<Bytes>,
+) {
+    let caller = Caller::Peer(reply);
+    match decode_change(&encoded) {
+        Ok(change) => submit(shared, shard, Entry::new(encoded, &change), from, caller),
+        Err(error) => caller.answer(Err(Failure::Invalid {
+            field: "change".to_owned(),
+            problem: error.to_string(),
+        })),
+    }
+}
+
+/// Answers a read of a shard at its leader.
+pub(super) async fn read_here(
+    shared: &Shared,
+    shard: ShardId,
+    request: &Request,
+    deadline: Instant,
+) -> Response {
+    let Some(replica) = serving(shared, shard) else { return Err(not_leader(shared, shard)) };
+    if let Request::Stream { from, messages_max, bytes_max, wait_ms } = request {
+        let limit = PageLimit { messages: *messages_max as usize, bytes: *bytes_max as usize };
+        let wait = Duration::from_millis((*wait_ms).into());
+        let until = deadline.min(Instant::now() + wait);
+        return page(shared, shard, &replica, *from, limit, until).await;
+    }
+    if !matches!(request, Request::Device { linearizable: false, .. }) {
+        replica.group.read_barrier().await.map_err(failure_of)?;
+    }
+    read(shared, shard, request).map_err(|error| failure_of(error.into()))?
+}
+
+fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, storage::Error> {
+    let group = GroupId::Shard(shard);
+    let store = &*shared.storage;
+    let not_found = |device: &DeviceId| {
+        Failure::Refused(drover_core::change::Refusal::DeviceNotFound { device: device.clone() })
+    };
+    Ok(Ok(match request {
+        Request::Device { device, .. } => {
+            Answer::Device(state::device(store, group, device)?.map(Box::new))
+        }
+        Request::Twin(device) => match state::twin(store, group, device)? {
+            Some(twin) => Answer::Twin(Box::new(twin)),
+            None => return Ok(Err(not_found(device))),
+        },
+        Request::Devices { after, limit } => {
+            let limit = *limit as usize;
+            // One more than is asked for tells whether there are more.
+            let mut devices = state::devices(store, group, after.as_ref(), limit + 1)?;
+            let more = devices.len() > limit;
+            devices.truncate(limit);
+            Answer::Devices { devices, more }
+        }
+        Request::OffsetAt(at) => Answer::Offset(stream::offset_at(store, shard, *at)?),
+        Request::History { device, from, until, after, limit } => {
+            let limit = PageLimit { messages: *limit as usize, bytes: HISTORY_BYTES_MAX };
+            let messages = stream::history(store, shard, device, *from..*until, *after, limit)?;
+            let end = Offset::new(0);
+            Answer::Page(StreamPage { messages, next: end, first: end })
+        }
+        Request::StreamState => Answer::Stream(state::stream(store, group)?.into()),
+        Request::Change(_) | Request::Stream { .. } | Request::NodeSummary => {
+            return Ok(Err(Failure::Invalid {
+                field: "request".to_owned(),
+                problem: "it is no read of a shard".to_owned(),
+            }));
+        }
+    }))
+}
+
+/// What one answer of a device's history may carry.
+const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A page of the stream; waits for a first message until `until`.
+async fn page(
+    shared: &Shared,
+    shard: ShardId,
+    replica: &Replica,
+    from: Offset,
+    limit: PageLimit,
+    until: Instant,
+) -> Response {
+    let mut growth = replica.growth.clone();
+    let mut leadership = replica.leadership.clone();
+    loop {
+        growth.mark_unchanged();
+        let page = stream::read(&*shared.storage, shard, from, limit)
+            .map_err(|error| failure_of(error.into()))?;
+        if !page.messages.is_empty() || Instant::now() >= until {
+            return Ok(Answer::Page(page));
+        }
+        let deposed = leadership.wait_for(|now| !now.serving);
+        tokio::select! {
+            _ = deposed => return Err(not_leader(shared, shard)),
+            grown = timeout_at(until, growth.changed()) => {
+                if matches!(grown, Ok(Err(_))) {
+                    return Err(not_leader(shared, shard));
+                }
+            }
+        }
+    }
+}
+
+/// A page of the stream from this node's own replica, if it has any message there.
+pub(super) fn local_page(
+    shared: &Shared,
+    shard: ShardId,
+    from: Offset,
+    limit: PageLimit,
+) -> Option<StreamPage> {
+    shared.router.replica(shard)?;
+    // A replica that cannot read is no reason not to ask the leader.
+    let page = stream::read(&*shared.storage, shard, from, limit).ok()?;
+    (!page.messages.is_empty()).then_some(page)
+}
+
+/// Answers a request of a peer that takes time. Runs as a task of its own.
+pub(super) async fn read_for_peer(
+    shared: Arc<Shared>,
+    group: GroupId,
+    request: Request,
+    caller: Caller,
+) {
+    let deadline = Instant::now() + shared.config.limits.deadline;
+    let response = match (group, request) {
+        (_, Request::NodeSummary) => Ok(Answer::Node(status::summary(&shared))),
+        (GroupId::Meta, Request::Change(entry)) => shared.change_meta_here(entry).await,
+        (GroupId::Meta, _) => Err(Failure::Invalid {
+            field: "request".to_owned(),
+            problem: "the meta group takes changes only".to_owned(),
+        }),
+        (GroupId::Shard(shard), request) => read_here(&shared, shard, &request, deadline).await,
+    };
+    caller.answer(response);
+}
+
+fn serving(shared: &Shared, shard: ShardId) -> Option<Replica> {
+    let replica = shared.router.replica(shard)?;
+    let serving = replica.leadership.borrow().serving;
+    serving.then_some(replica)
+}
+
+fn not_leader(shared: &Shared, shard: ShardId) -> Failure {
+    let replica = shared.router.replica(shard);
+    let leader = replica.and_then(|replica| replica.leadership.borrow().leader);
+    Failure::NotLeader { leader: leader.filter(|leader| *leader != shared.config.node) }
+}

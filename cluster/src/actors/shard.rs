@@ -1,0 +1,336 @@
+//! One actor a local replica, active while this node leads it: device actors on demand, effects after commit, and where
+//! the sessions of its devices are.
+//!
+//! The table of sessions is memory of the leader. A new leader fills it from what the nodes announce; until a session is
+//! announced its deliveries are not sent, which the announcement then shows as a gap.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_core::change::{Effect, Event};
+use drover_core::delivery::{Delivery, EndReason};
+use drover_core::ids::{DeviceId, NodeId, SessionEpoch, ShardId, Version};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+use super::admission::Gauge;
+use super::announce::Judged;
+use super::config::Limits;
+use super::device::{DeviceActor, DeviceContext, DeviceMsg, propose};
+use super::live::LiveHub;
+use super::outbox::Outbox;
+use super::proposer::{Connected, Proposal, Proposer};
+use crate::metrics;
+use crate::raft::Leadership;
+use crate::raft::group::Group;
+use crate::wire::request::Failure;
+
+/// What a shard actor can be told. Each variant says who sends it.
+#[derive(Debug)]
+pub(super) enum ShardMsg {
+    /// From the router, here or on a peer. Without a device it changes the stream.
+    Change(Option<DeviceId>, Proposal),
+    /// From the proposer: an entry was applied.
+    Committed { connected: Vec<Connected>, effects: Vec<Effect> },
+    /// From the node: these sessions of a node are live.
+    Announced { node: NodeId, sessions: Vec<Judged> },
+    /// From its own watch on the group.
+    Leadership(Leadership),
+    /// From its own timer: stop device actors that have been idle.
+    Sweep,
+    /// From a test: make a device's actor fail.
+    #[cfg(test)]
+    PanicDevice(DeviceId),
+}
+
+/// What a shard actor is started with.
+pub(super) struct ShardArguments {
+    pub(super) shard: ShardId,
+    pub(super) group: Group,
+    pub(super) outbox: Outbox,
+    pub(super) live: LiveHub,
+    pub(super) limits: Limits,
+    /// What makes the proposer, once the actor that it reports to is known.
+    pub(super) proposer:
+        Box<dyn FnOnce(ActorRef<ShardMsg>, mpsc::Receiver<Proposal>) -> Proposer + Send>,
+}
+
+pub(super) struct ShardActor;
+
+pub(super) struct ShardState {
+    shard: ShardId,
+    limits: Limits,
+    live: LiveHub,
+    context: Arc<DeviceContext>,
+    leadership: Leadership,
+    active: BTreeMap<DeviceId, Active>,
+    sessions: BTreeMap<DeviceId, Address>,
+    _tasks: [AbortOnDropHandle<()>; 3],
+}
+
+/// A device with an actor.
+struct Active {
+    actor: ActorRef<DeviceMsg>,
+    gauge: Arc<Gauge>,
+    used: Instant,
+}
+
+/// Where the live session of a device is.
+struct Address {
+    node: NodeId,
+    epoch: SessionEpoch,
+    /// A desired version that its node had not sent when it last announced the session.
+    missed: Option<Version>,
+}
+
+impl Actor for ShardActor {
+    type Msg = ShardMsg;
+    type State = ShardState;
+    type Arguments = ShardArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ShardMsg>,
+        arguments: ShardArguments,
+    ) -> Result<ShardState, ActorProcessingErr> {
+        Ok(ShardState::start(myself, arguments))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ShardMsg>,
+        message: ShardMsg,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ShardMsg::Change(Some(device), proposal) => state.change(&myself, device, proposal),
+            ShardMsg::Change(None, proposal) => {
+                propose(&state.context.proposer, state.shard, proposal);
+            }
+            ShardMsg::Committed { connected, effects } => {
+                state.committed(&myself, connected, effects);
+            }
+            ShardMsg::Announced { node, sessions } => state.announced(node, sessions),
+            ShardMsg::Leadership(leadership) => state.led(leadership),
+            ShardMsg::Sweep => state.sweep(Instant::now()),
+            #[cfg(test)]
+            ShardMsg::PanicDevice(device) => state.tell(&myself, &device, DeviceMsg::Panic),
+        }
+        Ok(())
+    }
+
+    /// A device actor that fails is started again; its shard and the other devices go on (P6).
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<ShardMsg>,
+        event: SupervisionEvent,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(actor, error) = event {
+            let failed = |active: &Active| active.actor.get_id() == actor.get_id();
+            let device = state.active.iter().find(|(_, active)| failed(active));
+            if let Some(device) = device.map(|(device, _)| device.clone()) {
+                warn!(shard = %state.shard, %device, %error, "a device actor failed and is restarted");
+                metrics::device_restarted();
+                state.active.remove(&device);
+                state.activate(&myself, &device);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ShardState {
+    fn start(myself: ActorRef<ShardMsg>, arguments: ShardArguments) -> Self {
+        let ShardArguments { shard, group, outbox, live, limits, proposer } = arguments;
+        let (queue, proposals) = mpsc::channel(limits.shard_requests_max);
+        let tasks = [
+            tokio::spawn(proposer(myself.clone(), proposals).run()),
+            tokio::spawn(follow(group.leadership(), myself.clone())),
+            tokio::spawn(tick(limits.idle / 2, myself)),
+        ];
+        Self {
+            shard,
+            limits,
+            live,
+            context: Arc::new(DeviceContext { shard, proposer: queue, outbox }),
+            leadership: Leadership::default(),
+            active: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            _tasks: tasks.map(AbortOnDropHandle::new),
+        }
+    }
+
+    fn change(&mut self, myself: &ActorRef<ShardMsg>, device: DeviceId, mut proposal: Proposal) {
+        let Some(active) = self.activate(myself, &device) else {
+            return proposal.reply.fail(Failure::Restarted { device });
+        };
+        let Some(permit) = active.gauge.enter(proposal.change.len()) else {
+            metrics::refused("busy");
+            return proposal.reply.fail(Failure::Busy { what: format!("the inbox of {device}") });
+        };
+        proposal.reply.hold(permit);
+        // A message that finds no actor is dropped, and its reply says that it can be asked again.
+        drop(active.actor.send_message(DeviceMsg::Change(proposal)));
+    }
+
+    /// The actor of a device; started if there is none. It has no name: a name would cost each device a registry entry.
+    fn activate(&mut self, myself: &ActorRef<ShardMsg>, device: &DeviceId) -> Option<&Active> {
+        let now = Instant::now();
+        if !self.active.contains_key(device) {
+            let arguments = (device.clone(), Arc::clone(&self.context));
+            let cell = myself.get_cell();
+            let started =
+                ActorRuntime::spawn_linked_instant(None, DeviceActor, arguments, cell).ok()?;
+            let (actor, _) = started;
+            let gauge = Gauge::new(self.limits.device_requests_max, self.limits.node_bytes_max);
+            self.active.insert(device.clone(), Active { actor, gauge, used: now });
+        }
+        let active = self.active.get_mut(device)?;
+        active.used = now;
+        Some(active)
+    }
+
+    fn tell(&mut self, myself: &ActorRef<ShardMsg>, device: &DeviceId, message: DeviceMsg) {
+        if let Some(active) = self.activate(myself, device) {
+            drop(active.actor.send_message(message));
+        }
+    }
+
+    fn committed(
+        &mut self,
+        myself: &ActorRef<ShardMsg>,
+        connected: Vec<Connected>,
+        effects: Vec<Effect>,
+    ) {
+        for effect in effects {
+            match effect {
+                Effect::EndSessions { device, live } => {
+                    let replaced = connected.iter().any(|connected| connected.device == device);
+                    let reason = if replaced { EndReason::Replaced } else { EndReason::Revoked };
+                    self.end_older(&device, live, reason);
+                }
+                Effect::SendDesired { device, epoch, version, patch } => {
+                    self.send_desired(myself, &device, epoch, Delivery::Desired { version, patch });
+                }
+                Effect::Appended { first, count } => self.live.appended(self.shard, first, count),
+                Effect::Notify(event) => {
+                    if let Event::Disconnected { device, epoch, .. } = &event {
+                        self.forget(device, *epoch);
+                    }
+                    self.live.happened(event);
+                }
+            }
+        }
+        for Connected { device, node, epoch } in connected {
+            self.hold(device, node, epoch);
+        }
+    }
+
+    /// Ends the session of a device if it is older than `live`. Sent from here, because it must not wait for an actor
+    /// that is failing.
+    fn end_older(&mut self, device: &DeviceId, live: SessionEpoch, reason: EndReason) {
+        if let Some(address) = self.sessions.get(device)
+            && address.epoch < live
+        {
+            let (to, epoch) = (address.node, address.epoch);
+            self.context.outbox.deliver(to, self.shard, device, epoch, Delivery::End(reason));
+            self.sessions.remove(device);
+        }
+    }
+
+    fn send_desired(
+        &mut self,
+        myself: &ActorRef<ShardMsg>,
+        device: &DeviceId,
+        epoch: SessionEpoch,
+        delivery: Delivery,
+    ) {
+        let address = self.sessions.get(device).filter(|address| address.epoch == epoch);
+        if let Some(to) = address.map(|address| address.node) {
+            self.tell(myself, device, DeviceMsg::Deliver { to, epoch, delivery });
+        }
+    }
+
+    fn forget(&mut self, device: &DeviceId, epoch: SessionEpoch) {
+        if self.sessions.get(device).is_some_and(|address| address.epoch <= epoch) {
+            // The connection that was replaced has been told already.
+            self.sessions.remove(device);
+        }
+    }
+
+    fn hold(&mut self, device: DeviceId, node: NodeId, epoch: SessionEpoch) {
+        if self.sessions.get(&device).is_none_or(|address| address.epoch < epoch) {
+            self.sessions.insert(device, Address { node, epoch, missed: None });
+        }
+    }
+
+    /// A version that was missing in an announcement may have been on its way; one that is still missing in the next
+    /// was lost.
+    fn announced(&mut self, node: NodeId, sessions: Vec<Judged>) {
+        for Judged { device, epoch, missed } in sessions {
+            self.hold(device.clone(), node, epoch);
+            let Some(address) = self.sessions.get_mut(&device) else { continue };
+            if address.epoch != epoch {
+                continue;
+            }
+            let lost = address.missed.is_some() && address.missed == missed;
+            address.missed = missed;
+            if lost {
+                debug!(shard = %self.shard, %device, %epoch, "a desired patch was lost: the session is ended");
+                let end = Delivery::End(EndReason::Gap);
+                self.context.outbox.deliver(node, self.shard, &device, epoch, end);
+            }
+        }
+    }
+
+    fn led(&mut self, leadership: Leadership) {
+        let was = std::mem::replace(&mut self.leadership, leadership);
+        if was.serving && (!leadership.serving || was.term != leadership.term) {
+            // What other terms knew of sessions is stale; the actors have nothing of their own to lose.
+            self.sessions.clear();
+            for (_, active) in std::mem::take(&mut self.active) {
+                drop(active.actor.send_message(DeviceMsg::Passivate));
+            }
+        }
+        if was.serving != leadership.serving {
+            info!(shard = %self.shard, term = leadership.term, serving = leadership.serving, "leadership");
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let idle = self.limits.idle;
+        self.active.retain(|_, active| {
+            let stays = now.saturating_duration_since(active.used) < idle;
+            if !stays {
+                drop(active.actor.send_message(DeviceMsg::Passivate));
+            }
+            stays
+        });
+    }
+}
+
+/// Tells the shard who leads, until the group stops.
+async fn follow(mut leadership: watch::Receiver<Leadership>, shard: ActorRef<ShardMsg>) {
+    loop {
+        let now = *leadership.borrow_and_update();
+        if shard.send_message(ShardMsg::Leadership(now)).is_err()
+            || leadership.changed().await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn tick(every: Duration, shard: ActorRef<ShardMsg>) {
+    loop {
+        tokio::time::sleep(every).await;
+        if shard.send_message(ShardMsg::Sweep).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Why the leader did not do it, between nodes.
+//!
+//! A flat message with a kind by name: a node that does not know a kind, because a newer one sent it, takes the outcome
+//! to be unknown, which is always true.
+
+use drover_core::change::Refusal;
+use drover_core::ids::{DeviceId, Etag, NodeId, Offset, SessionEpoch, Version};
+use drover_core::meta::MetaRefusal;
+use drover_proto::cluster as proto;
+
+/// Why a request was not carried out at the node that was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    Refused(Refusal),
+    RefusedByMeta(MetaRefusal),
+    Invalid {
+        field: String,
+        problem: String,
+    },
+    /// Nothing was done: another node leads, or none.
+    NotLeader {
+        leader: Option<NodeId>,
+    },
+    /// Nothing was done.
+    Busy {
+        what: String,
+    },
+    /// Nothing was done.
+    Restarted {
+        device: DeviceId,
+    },
+    /// Nothing was done.
+    DiskFull {
+        node: String,
+        free_bytes: u64,
+    },
+    /// Nothing was done.
+    Stopping,
+    /// Nothing was done.
+    GroupStopped {
+        problem: String,
+    },
+    NotInitialized,
+    /// It may have been done or not.
+    Unknown,
+}
+
+impl From<Failure> for proto::Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refusal) => of_refusal(refusal),
+            Failure::RefusedByMeta(refusal) => of_meta_refusal(refusal),
+            Failure::Invalid { field, problem } => {
+                Self { name: field, text: problem, ..of("invalid") }
+            }
+            Failure::NotLeader { leader } => {
+                Self { number: leader.map(NodeId::to_u64), ..of("not_leader") }
+            }
+            Failure::Busy { what } => Self { name: what, ..of("busy") },
+            Failure::Restarted { device } => {
+                Self { device: device.as_str().to_owned(), ..of("restarted") }
+            }
+            Failure::DiskFull { node, free_bytes } => {
+                Self { name: node, number: Some(free_bytes), ..of("disk_full") }
+            }
+            Failure::Stopping => of("stopping"),
+            Failure::GroupStopped { problem } => Self { text: problem, ..of("group_stopped") },
+            Failure::NotInitialized => of("not_initialized"),
+            Failure::Unknown => of("unknown"),
+        }
+    }
+}
+
+impl From<proto::Problem> for Failure {
+    fn from(problem: proto::Problem) -> Self {
+        failure(&problem).unwrap_or(Self::Unknown)
+    }
+}
+
+fn of(kind: &str) -> proto::Problem {
+    proto::Problem { kind: kind.to_owned(), ..proto::Problem::default() }
+}
+
+fn of_device(kind: &str, device: &DeviceId) -> proto::Problem {
+    proto::Problem { device: device.as_str().to_owned(), ..of(kind) }
+}
+
+fn of_refusal(refusal: Refusal) -> proto::Problem {
+    match refusal {
+        Refusal::DeviceNotFound { device } => of_device("device_not_found", &device),
+        Refusal::DeviceAlreadyExists { device } => of_device("device_already_exists", &device),
+        Refusal::DeviceDisabled { device } => of_device("device_disabled", &device),
+        Refusal::EtagMismatch { current } => {
+            proto::Problem { number: Some(current.get()), ..of("etag_mismatch") }
+        }
+        Refusal::VersionMismatch { current } => {
+            proto::Problem { number: Some(current.get()), ..of("version_mismatch") }
+        }
+        Refusal::StaleSession { given, current } => proto::Problem {
+            number: Some(given.get()),
+            other: Some(current.get()),
+            ..of("stale_session")
+        },
+        Refusal::CredentialsChanged => of("credentials_changed"),
+        Refusal::InvalidTwin { path, problem } => {
+            proto::Problem { name: path, text: problem, ..of("invalid_twin") }
+        }
+        Refusal::CursorBehind { group, current } => {
+            proto::Problem { name: group, number: Some(current.get()), ..of("cursor_behind") }
+        }
+        Refusal::OffsetOutOfRange { given, end } => proto::Problem {
+            number: Some(given.get()),
+            other: Some(end.get()),
+            ..of("offset_out_of_range")
+        },
+        Refusal::TooManyConsumerGroups { limit } => {
+            proto::Problem { number: Some(limit as u64), ..of("too_many_consumer_groups") }
+        }
+    }
+}
+
+fn of_meta_refusal(refusal: MetaRefusal) -> proto::Problem {
+    match refusal {
+        MetaRefusal::AlreadyInitialized { cluster_id } => {
+            proto::Problem { name: cluster_id, ..of("meta_already_initialized") }
+        }
+        MetaRefusal::NotInitialized => of("meta_not_initialized"),
+        MetaRefusal::VersionMismatch { expected, current } => proto::Problem {
+            number: Some(expected),
+            other: Some(current),
+            ..of("meta_version_mismatch")
+        },
+        MetaRefusal::PolicyNotFound { name } => {
+            proto::Problem { name, ..of("meta_policy_not_found") }
+        }
+        MetaRefusal::InvalidPolicyName { name } => {
+            proto::Problem { name, ..of("meta_invalid_policy_name") }
+        }
+        MetaRefusal::TooManyPolicies { limit } => {
+            proto::Problem { number: Some(limit as u64), ..of("meta_too_many_policies") }
+        }
+        MetaRefusal::LastAdministrator { name } => {
+            proto::Problem { name, ..of("meta_last_administrator") }
+        }
+    }
+}
+
+/// `None`: the kind is not known here, or lacks what its kind needs.
+fn failure(problem: &proto::Problem) -> Option<Failure> {
+    let name = || problem.name.clone();
+    let text = || problem.text.clone();
+    Some(match problem.kind.as_str() {
+        "invalid" => Failure::Invalid { field: name(), problem: text() },
+        "not_leader" => Failure::NotLeader { leader: problem.number.map(NodeId::from_u64) },
+        "busy" => Failure::Busy { what: name() },
+        "restarted" => Failure::Restarted { device: problem.device.parse().ok()? },
+        "disk_full" => Failure::DiskFull { node: name(), free_bytes: problem.number? },
+        "stopping" => Failure::Stopping,
+        "group_stopped" => Failure::GroupStopped { problem: text() },
+        "not_initialized" => Failure::NotInitialized,
+        kind if kind.starts_with("meta_") => Failure::RefusedByMeta(meta_refusal(problem)?),
+        _ => Failure::Refused(refusal(problem)?),
+    })
+}
+
+fn refusal(problem: &proto::Problem) -> Option<Refusal> {
+    let device = || problem.device.parse().ok();
+    Some(match problem.kind.as_str() {
+        "device_not_found" => Refusal::DeviceNotFound { device: device()? },
+        "device_already_exists" => Refusal::DeviceAlreadyExists { device: device()? },
+        "device_disabled" => Refusal::DeviceDisabled { device: device()? },
+        "etag_mismatch" => Refusal::EtagMismatch { current: Etag::new(problem.number?) },
+        "version_mismatch" => Refusal::VersionMismatch { current: Version::new(problem.number?) },
+        "stale_session" => Refusal::StaleSession {
+            given: SessionEpoch::new(problem.number?),
+            current: SessionEpoch::new(problem.other?),
+        },
+        "credentials_changed" => Refusal::CredentialsChanged,
+        "invalid_twin" => {
+            Refusal::InvalidTwin { path: problem.name.clone(), problem: problem.text.clone() }
+        }
+        "cursor_behind" => Refusal::CursorBehind {
+            group: problem.name.clone(),
+            current: Offset::new(problem.number?),
+        },
+        "offset_out_of_range" => Refusal::OffsetOutOfRange {
+            given: Offset::new(problem.number?),
+            end: Offset::new(problem.other?),
+        },
+        "too_many_consumer_groups" => {
+            Refusal::TooManyConsumerGroups { limit: usize::try_from(problem.number?).ok()? }
+        }
+        _ => return None,
+    })
+}
+
+fn meta_refusal(problem: &proto::Problem) -> Option<MetaRefusal> {
+    let name = problem.name.clone();
+    Some(match problem.kind.as_str() {
+        "meta_already_initialized" => MetaRefusal::AlreadyInitialized { cluster_id: name },
+        "meta_not_initialized" => MetaRefusal::NotInitialized,
+        "meta_version_mismatch" => {
+            MetaRefusal::VersionMismatch { expected: problem.number?, current: problem.other? }
+        }
+        "meta_policy_not_found" => MetaRefusal::PolicyNotFound { name },
+        "meta_invalid_policy_name" => MetaRefusal::InvalidPolicyName { name },
+        "meta_too_many_policies" => {
+            MetaRefusal::TooManyPolicies { limit: usize::try_from(problem.number?).ok()? }
+        }
+        "meta_last_administrator" => MetaRefusal::LastAdministrator { name },
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_means_the_same_on_the_other_side() {
+        let device: DeviceId = "pump-7".parse().expect("a legal id");
+        let failures = [
+            Failure::Refused(Refusal::DeviceNotFound { device: device.clone() }),
+            Failure::Refused(Refusal::DeviceAlreadyExists { device: device.clone() }),
+            Failure::Refused(Refusal::DeviceDisabled { device: device.clone() }),
+            Failure::Refused(Refusal::EtagMismatch { current: Etag::new(3) }),
+            Failure::Refused(Refusal::VersionMismatch { current: Version::new(4) }),
+            Failure::Refused(Refusal::StaleSession {
+                given: SessionEpoch::new(1),
+                current: SessionEpoch::new(2),
+            }),
+            Failure::Refused(Refusal::CredentialsChanged),
+            Failure::Refused(Refusal::InvalidTwin { path: "a.b".into(), problem: "deep".into() }),
+            Failure::Refused(Refusal::CursorBehind { group: "g".into(), current: Offset::new(9) }),
+            Failure::Refused(Refusal::OffsetOutOfRange {
+                given: Offset::new(1),
+                end: Offset::new(0),
+            }),
+            Failure::Refused(Refusal::TooManyConsumerGroups { limit: 20 }),
+            Failure::RefusedByMeta(MetaRefusal::AlreadyInitialized { cluster_id: "c".into() }),
+            Failure::RefusedByMeta(MetaRefusal::NotInitialized),
+            Failure::RefusedByMeta(MetaRefusal::VersionMismatch { expected: 1, current: 2 }),
+            Failure::RefusedByMeta(MetaRefusal::PolicyNotFound { name: "p".into() }),
+            Failure::RefusedByMeta(MetaRefusal::InvalidPolicyName { name: "!".into() }),
+            Failure::RefusedByMeta(MetaRefusal::TooManyPolicies { limit: 64 }),
+            Failure::RefusedByMeta(MetaRefusal::LastAdministrator { name: "p".into() }),
+            Failure::Invalid { field: "f".into(), problem: "p".into() },
+            Failure::NotLeader { leader: Some(NodeId::new(3, 1)) },
+            Failure::NotLeader { leader: None },
+            Failure::Busy { what: "shard 3".into() },
+            Failure::Restarted { device },
+            Failure::DiskFull { node: "2".into(), free_bytes: 7 },
+            Failure::Stopping,
+            Failure::GroupStopped { problem: "corrupt".into() },
+            Failure::NotInitialized,
+            Failure::Unknown,
+        ];
+        for failure in failures {
+            assert_eq!(Failure::from(proto::Problem::from(failure.clone())), failure);
+        }
+    }
+
+    #[test]
+    fn a_kind_of_a_newer_node_is_an_unknown_outcome() {
+        assert_eq!(Failure::from(of("moved_to_the_moon")), Failure::Unknown);
+    }
+}
