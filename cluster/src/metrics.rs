@@ -5,6 +5,9 @@ use std::time::Duration;
 use metrics::Unit;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+const STORAGE_FSYNC_SECONDS: &str = "drover_storage_fsync_seconds";
+const STORAGE_SYNC_BATCH_SIZE: &str = "drover_storage_sync_batch_size";
+const STORAGE_FAILURES: &str = "drover_storage_failures_total";
 const PROPOSE_SECONDS: &str = "drover_raft_propose_seconds";
 const LEADER_CHANGES: &str = "drover_raft_leader_changes_total";
 const GROUPS_STOPPED: &str = "drover_raft_groups_stopped_total";
@@ -43,7 +46,21 @@ pub fn describe() {
         PEER_MESSAGES_DROPPED,
         "Messages without an answer that were dropped because a peer, or a queue, could not take them."
     );
+    describe_storage();
     describe_actors();
+}
+
+fn describe_storage() {
+    describe_histogram!(
+        STORAGE_FSYNC_SECONDS,
+        Unit::Seconds,
+        "How long one fsync of the store's log took."
+    );
+    describe_histogram!(
+        STORAGE_SYNC_BATCH_SIZE,
+        "Requests, of all groups, that one fsync has answered."
+    );
+    describe_counter!(STORAGE_FAILURES, "Failures after which the store answers nothing more.");
 }
 
 fn describe_actors() {
@@ -63,6 +80,16 @@ fn describe_actors() {
     describe_counter!(FORWARDED, "Requests that were sent on to the leader of their group.");
     describe_counter!(LIVE_MISSED, "Live events that were dropped because a reader was slow.");
     describe_counter!(RESTARTED, "Actors that failed and were restarted, by kind.");
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+pub(crate) fn fsynced(took: Duration, requests: usize) {
+    histogram!(STORAGE_FSYNC_SECONDS).record(took);
+    histogram!(STORAGE_SYNC_BATCH_SIZE).record(requests as f64);
+}
+
+pub(crate) fn storage_failed() {
+    counter!(STORAGE_FAILURES).increment(1);
 }
 
 pub(crate) fn proposed(after: Duration) {

@@ -10,10 +10,25 @@
 //!
 //! Two implementations pass one conformance suite: RocksDB, and a simulated disk.
 
+mod commit;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod damage;
+mod db;
+mod export;
+mod failure;
+mod fence;
+mod import;
 pub mod keys;
 pub mod simulated;
 pub mod state;
 pub mod stream;
+mod tuning;
+mod usage;
+
+pub use db::RocksStorage;
+pub use tuning::Settings;
 
 use std::fmt;
 use std::ops::Range;
@@ -121,8 +136,8 @@ pub struct Export {
 /// Replaces a group's applied records by those of a snapshot.
 pub trait Import: Send {
     fn add(&mut self, chunk: Chunk) -> Result<(), Error>;
-    /// Swaps the new records in and makes them durable. After a crash in the middle the group has no applied records at
-    /// all and asks for a snapshot again; it never serves half of one.
+    /// Swaps the new records in and makes them durable. After a crash in the middle the group has its old records or the
+    /// new ones when the store is opened again, never half of either. The group must not be read meanwhile.
     fn finish(self: Box<Self>) -> Result<(), Error>;
 }
 
