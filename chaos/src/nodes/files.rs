@@ -3,13 +3,11 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use toml::{Table, Value, toml};
 
 use super::authority::Authority;
-use crate::peers::until_ok;
 use crate::ports;
 
 /// Written by a node that has not been initialized; it proves that whoever initializes it may read its disk.
@@ -92,12 +90,11 @@ impl Layout {
         self.nodes.iter().map(|node| node.peer).collect()
     }
 
-    /// What the first node wrote when it started, once it has.
-    pub(super) async fn bootstrap_token(&self, patience: Duration) -> anyhow::Result<String> {
+    /// What the first node wrote when it started.
+    pub(super) fn bootstrap_token(&self) -> anyhow::Result<String> {
         let file = self.data(0).join(BOOTSTRAP_TOKEN);
-        let read =
-            || fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()));
-        let text = until_ok("the first node starts", patience, async || read()).await?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         Ok(text.trim().to_owned())
     }
 

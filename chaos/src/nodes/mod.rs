@@ -58,7 +58,8 @@ impl Nodes {
         for node in 0..shape.nodes {
             processes.push(Some(spawn(&program, &layout, node)?));
         }
-        let token = layout.bootstrap_token(READY_TIMEOUT).await.with_context(|| logs(&layout))?;
+        let token =
+            bootstrap_token(&layout, &mut processes).await.with_context(|| logs(&layout))?;
         let admin = Admin::initialize(&layout, &token, shape.shards, READY_TIMEOUT)
             .await
             .with_context(|| logs(&layout))?;
@@ -155,9 +156,27 @@ impl Nodes {
     }
 }
 
+/// What the first node writes when it starts. A node that ends instead is not waited for.
+async fn bootstrap_token(
+    layout: &Layout,
+    processes: &mut [Option<Process>],
+) -> anyhow::Result<String> {
+    let begin = Instant::now();
+    loop {
+        for process in processes.iter_mut().flatten() {
+            ensure!(!process.has_ended()?, "{} ended by itself", process.name);
+        }
+        match layout.bootstrap_token() {
+            Err(_) if begin.elapsed() < READY_TIMEOUT => sleep(PAUSE).await,
+            answer => return answer.context("the first node does not start"),
+        }
+    }
+}
+
 fn spawn(program: &Path, layout: &Layout, node: usize) -> anyhow::Result<Process> {
     let mut command = Command::new(program);
-    command.arg("node").arg("--config").arg(layout.config(node));
+    // With this program gone, by whatever signal, the nodes go too.
+    command.args(["node", "--stop-at-end-of-input", "--config"]).arg(layout.config(node));
     Process::start(&format!("node {}", node + 1), &mut command, &layout.log(node))
 }
 
