@@ -78,12 +78,12 @@ pub struct Limits {
     pub handshakes: u32,
     pub handshake_timeout: Span,
     pub connect_timeout: Span,
-    pub packet: ByteSize,
     pub window_messages: u32,
     pub window: ByteSize,
     pub device_messages_per_second: u32,
     pub device_burst: u32,
     pub requests: u32,
+    pub request_bytes: ByteSize,
     pub requests_per_shard: u32,
     pub requests_per_device: u32,
     pub request_timeout: Span,
@@ -100,6 +100,7 @@ pub struct Retention {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Storage {
     pub cache: ByteSize,
+    pub memtables: ByteSize,
     pub reserve: ByteSize,
 }
 
@@ -171,20 +172,20 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 50_000,
-            handshakes: 256,
+            handshakes: 10_000,
             handshake_timeout: Span::seconds(10),
             connect_timeout: Span::seconds(30),
-            packet: ByteSize::kib(288),
             window_messages: 128,
             window: ByteSize::kib(1024),
             device_messages_per_second: 5_000,
             device_burst: 10_000,
-            requests: 32_768,
-            requests_per_shard: 8_192,
+            requests: 50_000,
+            request_bytes: ByteSize::kib(256 * 1024),
+            requests_per_shard: 16_384,
             requests_per_device: 256,
             request_timeout: Span::seconds(10),
-            grpc_requests: 1_024,
-            grpc_message: ByteSize::kib(4_096),
+            grpc_requests: 256,
+            grpc_message: ByteSize::kib(8_192),
         }
     }
 }
@@ -197,7 +198,8 @@ impl Default for Retention {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { cache: ByteSize::kib(128 * 1024), reserve: ByteSize::gib(1) }
+        let mib_64 = ByteSize::kib(64 * 1024);
+        Self { cache: mib_64, memtables: mib_64, reserve: ByteSize::gib(1) }
     }
 }
 
@@ -264,6 +266,9 @@ impl Config {
             .filter(|(_, count)| *count == 0)
             .map(|(key, _)| format!("limits.{key} is 0: nothing could be served, use 1 or more"))
             .collect();
+        if limits.window.bytes() == 0 || limits.request_bytes.bytes() == 0 {
+            problems.push("limits.window and limits.request_bytes must be above 0".to_owned());
+        }
         let spans = [
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.connect_timeout", limits.connect_timeout),
@@ -277,12 +282,6 @@ impl Config {
                 .filter(|(_, span)| span.as_millis() == 0)
                 .map(|(key, _)| format!("{key} is 0: use a time, such as \"10s\"")),
         );
-        if limits.window.bytes() < limits.packet.bytes() {
-            problems.push(
-                "limits.window is below limits.packet: the largest packet would never fit"
-                    .to_owned(),
-            );
-        }
         problems
     }
 

@@ -1,17 +1,27 @@
 //! One node from start to stop: storage, then the cluster, then the protocols; stop is the reverse, within a deadline.
 //!
 //! Listeners are bound before anything else, so that a taken port is found before a lock on the data folder or a peer
-//! notices this node.
+//! notices this node. The pages of health and metrics are served first and last: whoever watches sees all of it.
+
+mod bootstrap;
+mod node;
+mod sockets;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use tokio::net::TcpListener;
+use drover_cluster::Cluster;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
-use crate::config::{Config, Listen};
-use crate::observe;
+use self::node::RunningNode;
+use self::sockets::Sockets;
+use crate::config::Config;
+use crate::observe::{self, Readiness};
+
+pub use bootstrap::BOOTSTRAP_TOKEN;
 
 /// Why a node is not running any more, or never was.
 #[derive(Debug, thiserror::Error)]
@@ -26,31 +36,6 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
 }
-
-/// The sockets of a node, bound and not yet accepting.
-struct Sockets {
-    http: Option<TcpListener>,
-}
-
-impl Sockets {
-    async fn bind(config: &Config) -> Result<Self, Error> {
-        Ok(Self { http: bind_if_on("http", config.listen.http).await? })
-    }
-}
-
-async fn bind_if_on(what: &'static str, listen: Listen) -> Result<Option<TcpListener>, Error> {
-    match listen {
-        Listen::Off => Ok(None),
-        Listen::At(address) => bind(what, address).await.map(Some),
-    }
-}
-
-async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|problem| Error::Listen { what, address, problem })
-}
-
-/// The file in the data folder with the token that may make a cluster of this node, and nothing else.
-pub const BOOTSTRAP_TOKEN: &str = "admin.token";
 
 /// Runs `task` on a runtime of its own; its token is cancelled at SIGTERM and SIGINT.
 pub fn block_on<E, F>(task: impl FnOnce(CancellationToken) -> F) -> Result<(), E>
@@ -78,12 +63,12 @@ where
 pub fn stop_at_end_of_input(stop: CancellationToken) {
     tokio::task::spawn_blocking(move || {
         let read = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        tracing::info!(?read, "the standard input has ended");
+        info!(?read, "the standard input has ended");
         stop.cancel();
     });
 }
 
-fn stop_on_signal(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>, Error> {
+fn stop_on_signal(stop: CancellationToken) -> Result<JoinHandle<()>, Error> {
     let no_signals = |error: std::io::Error| Error::Failed(format!("no signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -96,18 +81,35 @@ fn stop_on_signal(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>
     }))
 }
 
-/// Runs a node until `stop`.
+/// Runs a node until `stop`, or until its storage fails.
 pub async fn until(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let handle = observe::start_metrics().map_err(Error::Failed)?;
-    let sockets = Sockets::bind(&config).await?;
+    let mut sockets = Sockets::bind(&config).await?;
     observe::start_purging();
-    let seeing = stop.child_token();
-    let upkeep = tokio::spawn(observe::upkeep(handle.clone(), seeing.clone()));
-    if let Some(listener) = sockets.http {
-        let readiness: observe::Readiness = Arc::new(|| Err("the node is starting".to_owned()));
-        tokio::spawn(observe::serve(listener, handle, readiness, seeing.clone()));
+    let seeing = CancellationToken::new();
+    let _seen_to_the_end = seeing.clone().drop_guard();
+    tokio::spawn(observe::upkeep(handle.clone(), seeing.clone()));
+    let cluster = Arc::new(OnceLock::new());
+    if let Some(listener) = sockets.http.take() {
+        let readiness = readiness(Arc::clone(&cluster));
+        tokio::spawn(observe::serve(listener, handle, readiness, seeing));
     }
-    stop.cancelled().await;
-    upkeep.abort();
-    Ok(())
+    let node = RunningNode::start(&config, sockets).await?;
+    // It is set once, here.
+    cluster.set(node.cluster().clone()).ok();
+    info!(node = config.node.number, "started");
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        problem = node.failure() => Err(problem),
+    };
+    info!("stopping");
+    node.stop(config.stop.deadline.as_duration()).await;
+    ended
+}
+
+fn readiness(cluster: Arc<OnceLock<Cluster>>) -> Readiness {
+    Arc::new(move || match cluster.get() {
+        Some(cluster) => cluster.ready(),
+        None => Err("the node is starting: its storage is being opened".to_owned()),
+    })
 }

@@ -42,21 +42,20 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "limits.handshakes",
-        "TLS handshakes at once; a handshake costs a millisecond of a core, so more would only wait longer",
+        "connections that have not finished TLS and CONNECT; fewer than limits.connections, so that strangers cannot take all places",
     ),
     (
         "limits.handshake_timeout",
         "a TLS handshake that takes longer is cut off; a slow mobile link needs two or three seconds",
     ),
     ("limits.connect_timeout", "a connection that has sent no CONNECT by then is closed"),
-    ("limits.packet", "largest MQTT packet: a message of 256 KiB with its topic and properties"),
     (
         "limits.window_messages",
         "messages of one connection that may wait for their acknowledgement; then its socket is not read",
     ),
     (
         "limits.window",
-        "bytes of one connection that may wait for their acknowledgement; at least limits.packet",
+        "bytes of one connection that may wait for their acknowledgement; one message more may come on top",
     ),
     (
         "limits.device_messages_per_second",
@@ -66,13 +65,14 @@ pub const KEYS: &[(&str, &str)] = &[
         "limits.device_burst",
         "messages that a device may send at once after a pause, before its rate counts",
     ),
+    ("limits.requests", "requests of this node under way; each costs a task"),
     (
-        "limits.requests",
-        "requests of this node under way; at 300 KB each, the worst case, the default could fill 10 GB, so the windows above bind first",
+        "limits.request_bytes",
+        "bytes of those requests: what bounds the memory that a flood of large messages takes",
     ),
     (
         "limits.requests_per_shard",
-        "requests of one shard under way, so that a slow shard leaves room for the others",
+        "requests of one shard under way: about a second of what a shard can do",
     ),
     (
         "limits.requests_per_device",
@@ -82,11 +82,21 @@ pub const KEYS: &[(&str, &str)] = &[
         "limits.request_timeout",
         "a request that has no answer by then is answered with unknown; ten elections fit in",
     ),
-    ("limits.grpc_requests", "gRPC calls under way at once"),
-    ("limits.grpc_message", "largest gRPC message; a page of 1000 devices takes 1 MiB"),
+    ("limits.grpc_requests", "gRPC calls of one connection at once; more wait at the client"),
+    (
+        "limits.grpc_message",
+        "largest gRPC request; a bulk of 100 devices with twins at their limit fits",
+    ),
     ("retention.age", "telemetry older than this is deleted"),
     ("retention.bytes", "telemetry of one shard beyond this is deleted, oldest first"),
-    ("storage.cache", "memory for blocks read from disk, shared by all shards"),
+    (
+        "storage.cache",
+        "memory for blocks read from disk, shared by all shards; the system caches files besides",
+    ),
+    (
+        "storage.memtables",
+        "memory for what was written and is not in a table yet, shared by all shards",
+    ),
     (
         "storage.reserve",
         "writes are refused when less is free, so that compaction and votes still have room",

@@ -10,17 +10,17 @@ use super::{Config, keys};
 pub fn to_toml(config: &Config) -> String {
     let value = serde_json::to_value(config).expect("a configuration is plain data");
     let mut text = String::new();
-    let sections = value.as_object().into_iter().flatten();
-    for (section, entries) in sections.filter_map(|(name, value)| Some((name, value.as_object()?)))
-    {
-        line(&mut text, &format!("[{section}]"));
-        for (key, value) in entries {
-            let meaning = keys::meaning(&format!("{section}.{key}")).unwrap_or_default();
-            line(&mut text, &format!("# {meaning}\n{key} = {}", literal(value)));
+    let mut section = "";
+    for (path, meaning) in keys::KEYS {
+        let Some((own_section, key)) = path.split_once('.') else { continue };
+        if own_section != section {
+            section = own_section;
+            line(&mut text, &format!("\n[{section}]"));
         }
-        line(&mut text, "");
+        line(&mut text, &format!("# {meaning}\n{key} = {}", literal(&value[section][key])));
     }
-    line(&mut text, &format!("# {}", keys::meaning("peers").unwrap_or_default()));
+    let meaning = keys::meaning("peers").unwrap_or_default();
+    line(&mut text, &format!("\n# {meaning}"));
     for peer in value["peers"].as_array().into_iter().flatten().filter_map(Value::as_object) {
         line(&mut text, &table("peers", peer));
     }

@@ -1,0 +1,219 @@
+//! The parts of a running node: made from the configuration in the order of the layers, stopped in the reverse.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_cluster::Cluster;
+use drover_cluster::actors::config as cluster_config;
+use drover_cluster::raft::groups::Timing;
+use drover_cluster::raft::peers::{IncomingQueue, Peers, PeersConfig};
+use drover_cluster::raft::tls::{TlsIdentity, TlsNetwork};
+use drover_cluster::storage::{self, RocksStorage, Storage};
+use drover_core::ids::NodeId;
+use drover_core::stream::Retention;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpListener;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::sockets::Sockets;
+use super::{Error, bootstrap};
+use crate::bus::Bus;
+use crate::config::{self, Config};
+use crate::tls::{KeyPair, ServerTls, read_certificates};
+use crate::{grpc, mqtt};
+
+/// Everything that was started.
+pub(super) struct RunningNode {
+    cluster: Cluster,
+    mqtt: mqtt::Server,
+    grpc: JoinHandle<Result<(), tonic::transport::Error>>,
+    grpc_stop: CancellationToken,
+}
+
+impl RunningNode {
+    pub(super) async fn start(config: &Config, sockets: Sockets) -> Result<Self, Error> {
+        let tls = server_tls(&config.tls)?;
+        let host_names = host_names(config)?;
+        let bootstrap = bootstrap::open(&config.node.data)?;
+        let storage = open_storage(config).await?;
+        let (peers, incoming) = start_peers(config, sockets.peer)?;
+        let cluster = Cluster::start(cluster_config(config), storage, peers, incoming)
+            .await
+            .map_err(|error| Error::Storage(error.to_string()))?;
+
+        let mqtt = mqtt::Server::new(cluster.clone(), mqtt_config(config, host_names.clone()));
+        let listeners = [
+            (sockets.mqtts, mqtt::Transport::Tls(tls.clone())),
+            (sockets.mqtt, mqtt::Transport::Plain),
+        ];
+        for (listener, transport) in listeners {
+            if let Some(listener) = listener {
+                let server = mqtt.clone();
+                tokio::spawn(async move { server.serve(listener, transport).await });
+            }
+        }
+        let grpc_stop = CancellationToken::new();
+        let api = grpc::Api {
+            cluster: cluster.clone(),
+            bus: Bus::start(cluster.live()),
+            host_names,
+            bootstrap: Some(bootstrap),
+        };
+        let tls = grpc::Tls { config: tls.config(), clients: grpc::ClientCertificates::Ignored };
+        let limits = grpc_limits(&config.limits);
+        let serving = grpc::serve(sockets.grpc, Some(tls), api, limits, grpc_stop.clone());
+        Ok(Self { cluster, mqtt, grpc: tokio::spawn(serving), grpc_stop })
+    }
+
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Completes when the node cannot go on.
+    pub(super) async fn failure(&self) -> Error {
+        Error::Storage(self.cluster.fatal().await)
+    }
+
+    /// Protocols first, so that nobody is served by half a node.
+    pub(super) async fn stop(self, within: Duration) {
+        let deadline = Instant::now() + within;
+        self.grpc_stop.cancel();
+        self.mqtt.stop(within / 2).await;
+        if timeout_at(deadline - within / 4, self.grpc).await.is_err() {
+            warn!("some calls of the admin API did not end in time");
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.cluster.stop(left.as_millis() as u64).await;
+    }
+}
+
+fn server_tls(tls: &config::Tls) -> Result<ServerTls, Error> {
+    let files = KeyPair { certificate: tls.certificate.clone(), key: tls.key.clone() };
+    ServerTls::load(files).map_err(|error| Error::Failed(error.to_string()))
+}
+
+/// The names that were configured and those in the certificate.
+fn host_names(config: &Config) -> Result<Vec<String>, Error> {
+    let mut names = config.node.host_names.clone();
+    let chain = read_certificates(&config.tls.certificate)
+        .map_err(|error| Error::Failed(error.to_string()))?;
+    if let Some((_, certificate)) =
+        chain.first().and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
+        && let Ok(Some(alternatives)) = certificate.subject_alternative_name()
+    {
+        let general = &alternatives.value.general_names;
+        names.extend(general.iter().filter_map(|name| match name {
+            x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+            // Addresses are given as bytes there; who is called by address is named in node.host_names.
+            _ => None,
+        }));
+    }
+    Ok(names)
+}
+
+/// Opening replays the log: it takes its time, on a thread that may wait.
+async fn open_storage(config: &Config) -> Result<Arc<dyn Storage>, Error> {
+    let settings = storage::Settings {
+        block_cache_bytes: config.storage.cache.bytes() as usize,
+        memtable_bytes: config.storage.memtables.bytes() as usize,
+        reserve_bytes: Some(config.storage.reserve.bytes()),
+        ..storage::Settings::new(config.node.data.join("store"))
+    };
+    let opened = spawn_blocking(|| RocksStorage::open(settings)).await;
+    match opened {
+        Ok(Ok(storage)) => Ok(Arc::new(storage)),
+        Ok(Err(error)) => Err(Error::Storage(error.to_string())),
+        Err(error) => Err(Error::Storage(format!("opening it broke off: {error}"))),
+    }
+}
+
+fn start_peers(config: &Config, listener: TcpListener) -> Result<(Peers, IncomingQueue), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
+    let tls = &config.tls;
+    let identity = TlsIdentity {
+        authorities: read_certificates(&tls.peer_ca).map_err(|error| failed(&error))?,
+        chain: read_certificates(&tls.peer_certificate).map_err(|error| failed(&error))?,
+        key: read_key(&tls.peer_key)?,
+    };
+    let network = TlsNetwork::new(listener, identity).map_err(|error| failed(&error))?;
+    let members: BTreeMap<_, _> = config
+        .peers
+        .iter()
+        .map(|peer| (NodeId::new(peer.number, peer.generation), peer.peer_address.clone()))
+        .collect();
+    let config = PeersConfig {
+        node: node_id(config),
+        members,
+        cluster_id: None,
+        network: Arc::new(network),
+        seed: None,
+    };
+    Ok(Peers::start(config))
+}
+
+fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_file(file)
+        .map_err(|error| Error::Failed(format!("{}: {error}", file.display())))
+}
+
+fn node_id(config: &Config) -> NodeId {
+    NodeId::new(config.node.number, config.node.generation)
+}
+
+fn cluster_config(config: &Config) -> cluster_config::Config {
+    let limits = &config.limits;
+    let rate = cluster_config::Rate {
+        messages_per_second: limits.device_messages_per_second.into(),
+        burst: limits.device_burst.into(),
+    };
+    cluster_config::Config {
+        timing: Timing {
+            heartbeat_ms: config.raft.heartbeat.as_millis(),
+            election_min_ms: config.raft.election_min.as_millis(),
+            election_max_ms: config.raft.election_max.as_millis(),
+        },
+        log_entries_kept: config.raft.log_entries_kept,
+        limits: cluster_config::Limits {
+            deadline: limits.request_timeout.as_duration(),
+            node_requests_max: limits.requests as usize,
+            node_bytes_max: limits.request_bytes.bytes() as usize,
+            shard_requests_max: limits.requests_per_shard as usize,
+            device_requests_max: limits.requests_per_device as usize,
+            device_rate: (limits.device_messages_per_second > 0).then_some(rate),
+            ..cluster_config::Limits::default()
+        },
+        retention: Retention {
+            age_ms_max: Some(config.retention.age.as_millis()),
+            bytes_max: Some(config.retention.bytes.bytes()),
+        },
+        ..cluster_config::Config::new(node_id(config))
+    }
+}
+
+fn mqtt_config(config: &Config, host_names: Vec<String>) -> mqtt::Config {
+    let limits = &config.limits;
+    mqtt::Config {
+        host_names,
+        connections_max: limits.connections as usize,
+        handshakes_max: limits.handshakes as usize,
+        handshake_timeout: limits.handshake_timeout.as_duration(),
+        connect_timeout: limits.connect_timeout.as_duration(),
+        window_messages: limits.window_messages as usize,
+        window_bytes: limits.window.bytes() as usize,
+        ..mqtt::Config::default()
+    }
+}
+
+fn grpc_limits(limits: &config::Limits) -> grpc::Limits {
+    grpc::Limits {
+        requests_per_connection: limits.grpc_requests,
+        request_bytes_max: limits.grpc_message.bytes() as usize,
+        ..grpc::Limits::default()
+    }
+}
