@@ -322,26 +322,19 @@ impl Device {
         let rid = self.last_packet_id;
         codec::put_publish(&mut self.link.out, &format!("{topic}{rid}"), None, body);
         self.link.flush().await?;
-        let answer = |packet: &Packet| match packet {
-            Packet::Publish { topic, payload, .. } => {
-                let status = twin_status(std::str::from_utf8(topic).ok()?, rid)?;
-                Some((status, payload.to_vec()))
-            }
-            _ => None,
+        let answer = |packet: &Packet| {
+            let (topic, body) = published(packet)?;
+            Some((twin_status(topic, rid)?, body.to_vec()))
         };
         self.hear("an answer about the twin", answer).await
     }
 
     /// Waits for a desired patch; answers with its version and body.
     pub async fn desired(&mut self) -> Result<(u64, Value)> {
-        let patch = |packet: &Packet| match packet {
-            Packet::Publish { topic, payload, .. } => {
-                let topic = std::str::from_utf8(topic).ok()?;
-                let version =
-                    topic.strip_prefix("$iothub/twin/PATCH/properties/desired/?$version=")?;
-                Some((version.parse().ok()?, serde_json::from_slice(payload).ok()?))
-            }
-            _ => None,
+        let patch = |packet: &Packet| {
+            let (topic, body) = published(packet)?;
+            let version = topic.strip_prefix("$iothub/twin/PATCH/properties/desired/?$version=")?;
+            Some((version.parse().ok()?, serde_json::from_slice(body).ok()?))
         };
         self.hear("a desired patch", patch).await
     }
@@ -357,6 +350,12 @@ impl Device {
         let listen = async { while self.link.next().await.is_ok() {} };
         timeout(ANSWER_TIMEOUT, listen).await.context("the hub does not close the connection")
     }
+}
+
+/// Topic and payload of what a hub publishes.
+fn published(packet: &Packet) -> Option<(&str, &[u8])> {
+    let Packet::Publish { topic, payload, .. } = packet else { return None };
+    Some((std::str::from_utf8(topic).ok()?, payload))
 }
 
 /// The status in the topic of a twin response, if it is the one to `rid`.

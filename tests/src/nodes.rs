@@ -23,7 +23,7 @@ const SHARDS: u32 = 4;
 
 /// A cluster of real processes.
 pub struct Nodes {
-    nodes: Vec<Node>,
+    members: Vec<Node>,
     base: u16,
     /// `None` once it is to be kept.
     folder: Option<TempDir>,
@@ -62,12 +62,12 @@ impl Nodes {
             settings: settings.clone(),
             process: None,
         };
-        let nodes = (1..=count).map(node).collect();
-        Ok(Self { nodes, base, folder: Some(folder) })
+        let members = (1..=count).map(node).collect();
+        Ok(Self { members, base, folder: Some(folder) })
     }
 
     async fn initialize(&self, count: usize) -> Result<()> {
-        let token = self.nodes[0].home.join("data/admin.token");
+        let token = self.members[0].home.join("data/admin.token");
         let token = until_ok("the first node's token", async || fs::read_to_string(&token)).await;
         let members = (1..=count).map(|number| {
             let ports = self.ports(number - 1);
@@ -81,7 +81,7 @@ impl Nodes {
 
     /// Waits until every running node says that it is ready.
     pub async fn until_ready(&self) {
-        for (index, node) in self.nodes.iter().enumerate() {
+        for (index, node) in self.members.iter().enumerate() {
             if node.process.is_some() {
                 until_ok(&format!("node {} to be ready", index + 1), async || {
                     self.get(index, "/readyz").await
@@ -109,7 +109,7 @@ impl Nodes {
 
     /// Ends a node with SIGKILL.
     pub fn kill(&mut self, index: usize) -> Result<()> {
-        let mut process = self.nodes[index].process.take().context("the node does not run")?;
+        let mut process = self.members[index].process.take().context("the node does not run")?;
         process.kill()?;
         process.wait()?;
         Ok(())
@@ -117,19 +117,19 @@ impl Nodes {
 
     /// Waits for a node to end by itself; answers with its exit code.
     pub fn wait_for_end(&mut self, index: usize) -> Result<Option<i32>> {
-        let mut process = self.nodes[index].process.take().context("the node does not run")?;
+        let mut process = self.members[index].process.take().context("the node does not run")?;
         Ok(process.wait()?.code())
     }
 
     /// Stops a node in order; answers with its exit code.
     pub fn stop(&mut self, index: usize) -> Result<Option<i32>> {
-        let process = self.nodes[index].process.as_mut().context("the node does not run")?;
+        let process = self.members[index].process.as_mut().context("the node does not run")?;
         drop(process.stdin.take());
         self.wait_for_end(index)
     }
 
     pub fn restart(&mut self, index: usize) -> Result<()> {
-        let node = &mut self.nodes[index];
+        let node = &mut self.members[index];
         ensure!(node.process.is_none(), "node {} runs already", index + 1);
         let log = File::options().create(true).append(true).open(node.home.join("log"))?;
         let process = Command::new(program()?)
@@ -152,17 +152,17 @@ impl Nodes {
 
     /// Changes a key of a node's configuration from its next start on.
     pub fn set(&mut self, index: usize, key: &str, value: &str) {
-        self.nodes[index].settings.push(variable(key, value));
+        self.members[index].settings.push(variable(key, value));
     }
 
     /// Where a node keeps its data.
     pub fn data(&self, index: usize) -> PathBuf {
-        self.nodes[index].home.join("data")
+        self.members[index].home.join("data")
     }
 
     /// What a node has logged so far.
     pub fn log(&self, index: usize) -> String {
-        fs::read_to_string(self.nodes[index].home.join("log")).unwrap_or_default()
+        fs::read_to_string(self.members[index].home.join("log")).unwrap_or_default()
     }
 
     pub fn ca(&self) -> PathBuf {
@@ -197,7 +197,7 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
+        for process in self.members.iter_mut().filter_map(|node| node.process.as_mut()) {
             // Already ended is as good.
             process.kill().ok();
             process.wait().ok();

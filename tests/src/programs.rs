@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 /// An SDK that waits for something that never comes waits for ever.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Runs a program to its end; fails with what it said if it fails.
 pub async fn run(command: &mut Command) -> Result<String> {
