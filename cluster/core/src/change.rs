@@ -208,7 +208,7 @@ pub enum Refusal {
     )]
     VersionMismatch { current: Version },
     #[error(
-        "the connection with epoch {given} was replaced, the live one is {current}: connect again"
+        "the connection with epoch {given} has ended, the newest epoch is {current}: connect again"
     )]
     StaleSession { given: SessionEpoch, current: SessionEpoch },
     #[error("the identity has changed since the credential was checked: authenticate again")]

@@ -279,14 +279,16 @@ mod tests {
         assert_eq!("a".repeat(129).parse::<DeviceId>(), Err(InvalidId::TooLong { length: 129 }));
     }
 
+    /// The numbers were computed by another program from the description of the hash.
     #[test]
     fn the_shard_of_a_device_never_changes_between_versions() {
-        let count = ShardCount::new(16).expect("16 is a legal count");
-        let shard = |id: &str| ShardId::of(&id.parse().expect("a legal id"), count).number();
-        assert_eq!(
-            [shard("thermometer-1"), shard("thermometer-2"), shard("a"), shard("b")],
-            [shard("thermometer-1"), shard("thermometer-2"), shard("a"), shard("b")]
-        );
+        let shards = |count: u32, ids: &[&str]| -> Vec<u32> {
+            let count = ShardCount::new(count).expect("a legal count");
+            let shard = |id: &&str| ShardId::of(&id.parse().expect("a legal id"), count).number();
+            ids.iter().map(shard).collect()
+        };
+        assert_eq!(shards(16, &["thermometer-1", "thermometer-2", "a", "b"]), [15, 1, 11, 0]);
+        assert_eq!(shards(4096, &["thermometer-1", "a"]), [255, 3675]);
     }
 
     #[test]

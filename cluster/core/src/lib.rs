@@ -17,4 +17,8 @@ pub mod stream;
 pub mod twin;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod script;
+#[cfg(test)]
 mod testing;
