@@ -64,7 +64,8 @@ pub struct Progress {
     /// The log begins after this.
     pub purged_index: u64,
     pub voters: Vec<NodeId>,
-    /// On the leader: the last index that each other replica is known to have.
+    /// On the leader: the last index that each other replica has acknowledged to it. A replica that has acknowledged
+    /// nothing in this term is not listed: it may have failed.
     pub matched: Vec<(NodeId, u64)>,
 }
 
@@ -161,7 +162,7 @@ impl Group {
             voters: now.membership_config.membership().voter_ids().collect(),
             matched: matched
                 .filter(|(node, _)| **node != self.inner.node)
-                .map(|(node, id)| (*node, index(id)))
+                .filter_map(|(node, id)| Some((*node, id.as_ref()?.index)))
                 .collect(),
         }
     }

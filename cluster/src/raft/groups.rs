@@ -272,8 +272,8 @@ impl Groups {
         });
         let (log, state, view) = match opened {
             Ok(opened) => opened,
-            Err(storage::Error::Corrupt { what }) => {
-                self.note_problem(id, what);
+            Err(error @ (storage::Error::Corrupt { .. } | storage::Error::Amnesia { .. })) => {
+                self.note_problem(id, error.to_string());
                 return Ok(());
             }
             Err(error) => return Err(error.into()),

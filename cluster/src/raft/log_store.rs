@@ -191,7 +191,9 @@ impl Inner {
             let tail = log.tail.read(wanted.clone(), limit);
             (log.cuts, wanted, log.tail.indexes(), tail)
         };
-        let stored = wanted.start..wanted.end.min(held.start);
+        // After a restart the tail is empty, and all is stored.
+        let stored_end = if held.is_empty() { wanted.end } else { wanted.end.min(held.start) };
+        let stored = wanted.start..stored_end;
         let mut values = if stored.is_empty() { Vec::new() } else { self.scan(stored, limit)? };
         if self.lock().cuts != cuts {
             return Ok(None);
