@@ -19,6 +19,8 @@ pub mod runtime;
 mod serve;
 pub mod snapshot;
 pub mod state_machine;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 mod transport;
 pub mod types;
