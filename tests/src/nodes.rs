@@ -137,7 +137,7 @@ impl Nodes {
                 "node",
                 "--stop-at-end-of-input",
                 "--log-filter",
-                "info,rumqttd=off",
+                "info,openraft=warn,rumqttd=off",
                 "--config",
             ])
             .arg(node.home.join("node.toml"))

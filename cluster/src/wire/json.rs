@@ -1,119 +1,216 @@
 //! JSON text to twin values and back.
 //!
-//! What a twin may hold is for the core to say: here a text is only read. A number becomes an integer if it is written
-//! as one and fits 64 bits, else a float. Of members with the same key the last one counts, as in most parsers.
+//! Only the form of the text is checked here: what a twin may hold (ranges, sizes, nesting) is `core::document`'s. Text
+//! comes from devices, so that nothing here may panic or follow nesting without an end (security test S-30).
+
+use std::fmt;
 
 use drover_core::document::{Object, Value};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
-/// Why a text is not a JSON object that a twin can hold.
+/// Why a text is not a JSON value that a twin can hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]
 pub struct Invalid {
     pub problem: String,
 }
 
-/// Parses a JSON object. Nesting deeper than 128 is refused before it is followed, which bounds the recursion of every
-/// conversion here.
+/// Parses a JSON object. Nesting deeper than 127 is refused before it is followed; of members with the same key the last
+/// one counts.
 pub fn parse_object(text: &[u8]) -> Result<Object, Invalid> {
-    let invalid = |problem: String| Invalid { problem: format!("the body is not JSON: {problem}") };
-    match serde_json::from_slice(text).map_err(|error| invalid(error.to_string()))? {
-        serde_json::Value::Object(members) => object(members),
-        _ => Err(Invalid { problem: "the body is not a JSON object".to_owned() }),
+    match parse_value(text)? {
+        Value::Object(object) => Ok(object),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::Text(_)
+        | Value::Array(_) => Err(Invalid { problem: "it is JSON, but not an object".to_owned() }),
     }
 }
 
-fn object(members: serde_json::Map<String, serde_json::Value>) -> Result<Object, Invalid> {
-    members.into_iter().map(|(key, member)| Ok((key, value(member)?))).collect()
-}
-
-fn value(json: serde_json::Value) -> Result<Value, Invalid> {
-    Ok(match json {
-        serde_json::Value::Null => Value::Null,
-        serde_json::Value::Bool(value) => Value::Bool(value),
-        serde_json::Value::Number(value) => number(&value)?,
-        serde_json::Value::String(text) => Value::Text(text),
-        serde_json::Value::Array(items) => {
-            Value::Array(items.into_iter().map(value).collect::<Result<_, _>>()?)
-        }
-        serde_json::Value::Object(members) => Value::Object(object(members)?),
+/// Parses any JSON value, like [`parse_object`]. Integers of more than 64 bits become floats.
+pub fn parse_value(text: &[u8]) -> Result<Value, Invalid> {
+    serde_json::from_slice(text).map(|Parsed(value)| value).map_err(|error| Invalid {
+        problem: format!("it is not JSON that a twin can hold: {error}"),
     })
-}
-
-fn number(number: &serde_json::Number) -> Result<Value, Invalid> {
-    if let Some(integer) = number.as_i64() {
-        return Ok(Value::Integer(integer));
-    }
-    match number.as_f64() {
-        Some(_) if number.is_u64() => {
-            Err(Invalid { problem: format!("{number} is greater than an integer can be") })
-        }
-        Some(float) => Ok(Value::Float(float)),
-        None => Err(Invalid { problem: format!("{number} is not a number that can be kept") }),
-    }
 }
 
 /// Renders an object as JSON text, members in key order.
 pub fn render_object(object: &Object) -> String {
-    json_object(object).to_string()
+    serde_json::to_string(&RenderedObject(object))
+        .expect("keys are texts, and memory does not fail")
 }
 
-/// An object as a tree of JSON, to be put into a greater one.
-pub fn json_object(object: &Object) -> serde_json::Value {
-    object.iter().map(|(key, value)| (key.clone(), json(value))).collect()
+/// Renders a value as JSON text, members in key order.
+pub fn render_value(value: &Value) -> String {
+    serde_json::to_string(&Rendered(value)).expect("keys are texts, and memory does not fail")
 }
 
-fn json(value: &Value) -> serde_json::Value {
-    match value {
-        Value::Null => serde_json::Value::Null,
-        Value::Bool(value) => (*value).into(),
-        Value::Integer(value) => (*value).into(),
-        Value::Float(value) => (*value).into(),
-        Value::Text(text) => text.as_str().into(),
-        Value::Array(items) => items.iter().map(json).collect(),
-        Value::Object(object) => json_object(object),
+struct Parsed(Value);
+
+impl<'de> Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor).map(Self)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Integer(value))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        i64::try_from(value)
+            .map(Value::Integer)
+            .map_err(|_| E::custom(format_args!("the integer {value} is out of range")))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(Parsed(item)) = sequence.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Object::new();
+        while let Some((key, Parsed(value))) = map.next_entry()? {
+            members.insert(key, value);
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+struct Rendered<'a>(&'a Value);
+
+impl Serialize for Rendered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Null => serializer.serialize_unit(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Integer(value) => serializer.serialize_i64(*value),
+            Value::Float(value) => serializer.serialize_f64(*value),
+            Value::Text(value) => serializer.serialize_str(value),
+            Value::Array(items) => {
+                let mut sequence = serializer.serialize_seq(Some(items.len()))?;
+                items.iter().try_for_each(|item| sequence.serialize_element(&Rendered(item)))?;
+                sequence.end()
+            }
+            Value::Object(members) => RenderedObject(members).serialize(serializer),
+        }
+    }
+}
+
+struct RenderedObject<'a>(&'a Object);
+
+impl Serialize for RenderedObject<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        self.0.iter().try_for_each(|(key, value)| map.serialize_entry(key, &Rendered(value)))?;
+        map.end()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::wire::testing::object;
+
+    fn value(text: &str) -> Value {
+        parse_value(text.as_bytes()).expect("it is JSON")
+    }
 
     fn problem(text: &str) -> String {
-        parse_object(text.as_bytes()).expect_err("it is refused").problem
+        parse_value(text.as_bytes()).expect_err("it is not for a twin").problem
     }
 
     #[test]
-    fn an_object_is_read_and_written_in_key_order() {
-        let text = r#"{"b":[1,null,{"c":"d"}],"a":-1.5,"e":true}"#;
-        let object = parse_object(text.as_bytes()).expect("it is an object");
-        assert_eq!(object["a"], Value::Float(-1.5));
-        assert_eq!(render_object(&object), r#"{"a":-1.5,"b":[1,null,{"c":"d"}],"e":true}"#);
+    fn whole_numbers_are_integers_and_others_floats() {
+        assert_eq!(value("20"), Value::Integer(20));
+        assert_eq!(value("-9223372036854775808"), Value::Integer(i64::MIN));
+        assert_eq!(value("20.0"), Value::Float(20.0));
+        assert_eq!(value("2e1"), Value::Float(20.0));
+        assert_eq!(value("99999999999999999999"), Value::Float(1e20));
     }
 
     #[test]
-    fn nesting_of_ten_thousand_is_refused_without_following_it() {
-        let text = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
-        assert!(problem(&text).contains("recursion limit"), "{}", problem(&text));
+    fn numbers_beyond_what_can_be_held_are_refused() {
+        assert!(problem("9223372036854775808").contains("out of range"));
+        assert!(problem("1e999999").contains("out of range"));
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
-        assert_eq!(problem("[1]"), "the body is not a JSON object");
-        assert!(problem("{\"a\":").contains("not JSON"));
-        assert!(problem("").contains("not JSON"));
-        assert!(problem("{\"a\":1e999999}").contains("number out of range"));
+    fn of_members_with_one_key_the_last_counts() {
+        let object = parse_object(br#"{"a":1,"a":{"b":2}}"#).expect("it is JSON");
+        assert_eq!(render_object(&object), r#"{"a":{"b":2}}"#);
     }
 
     #[test]
-    fn an_integer_that_does_not_fit_is_refused_and_not_rounded() {
-        assert!(problem("{\"a\":18446744073709551615}").contains("greater than an integer"));
-        let object = parse_object(b"{\"a\":4503599627370496}").expect("the core has its own limit");
-        assert_eq!(object["a"], Value::Integer(4_503_599_627_370_496));
+    fn nesting_is_followed_so_far_and_no_further() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse_value(nested(127).as_bytes()).is_ok());
+        assert!(problem(&nested(128)).contains("recursion limit"));
+        assert!(problem(&nested(1_000_000)).contains("recursion limit"));
     }
 
     #[test]
-    fn of_equal_keys_the_last_one_counts() {
-        let object = parse_object(br#"{"a":1,"a":2}"#).expect("it is an object");
-        assert_eq!(object["a"], Value::Integer(2));
+    fn only_an_object_is_an_object() {
+        for text in
+            ["null", "[]", "1", "\"{}\"", "", "{", "{}x", "{\"a\":\"\\ud800\"}", "\u{feff}{}"]
+        {
+            parse_object(text.as_bytes()).expect_err(text);
+        }
+        parse_object(&[b'{', b'"', 0xff, b'"', b':', b'1', b'}']).expect_err("not UTF-8");
+    }
+
+    #[test]
+    fn members_are_rendered_in_the_order_of_their_keys() {
+        let object = parse_object(br#"{"b":[null,true,0.5],"a":"\"\n"}"#).expect("it is JSON");
+        assert_eq!(render_object(&object), r#"{"a":"\"\n","b":[null,true,0.5]}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_rendered_is_parsed_to_the_same(object in object()) {
+            prop_assert_eq!(parse_object(render_object(&object).as_bytes()), Ok(object));
+        }
+
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _answered = parse_value(&bytes);
+        }
     }
 }

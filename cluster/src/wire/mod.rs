@@ -4,10 +4,14 @@ pub mod batch;
 pub mod delivery;
 pub mod events;
 pub mod json;
+pub mod message;
 pub mod peer;
 pub mod problem;
 pub mod record;
 pub mod request;
+
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 

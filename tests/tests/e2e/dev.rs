@@ -53,7 +53,7 @@ async fn dev(folder: &Path, first_port: u16, more: &[&str]) -> Result<Hub> {
 }
 
 /// Runs a line that `drover dev` printed, as a person would paste it.
-async fn paste(said: &str, wanted: &str) -> Result<String> {
+async fn paste(said: &str, wanted: &str, edit: impl Fn(&str) -> String) -> Result<String> {
     let export = said.lines().find(|line| line.contains("export")).context("no export line")?;
     let mut lines = said.lines().skip_while(|line| !line.contains(wanted));
     let mut pasted =
@@ -62,16 +62,19 @@ async fn paste(said: &str, wanted: &str) -> Result<String> {
         pasted =
             format!("{begun} {}", lines.next().context("a line goes on after a backslash")?.trim());
     }
-    programs::run(Command::new("bash").args(["-c", &format!("{}\n{pasted}", export.trim())])).await
+    programs::run(
+        Command::new("bash").args(["-c", &format!("{}\n{}", export.trim(), edit(&pasted))]),
+    )
+    .await
 }
 
 #[tokio::test]
 async fn the_lines_that_dev_prints_work_as_they_are() -> Result<()> {
     let folder = TempDir::new()?;
     let mut hub = dev(&folder.path().join("hub"), 32_100, &[]).await?;
-    paste(&hub.said, "mosquitto_pub").await?;
-    let twin = paste(&hub.said, "twins get").await?;
-    assert!(twin.contains("thermometer-1"), "{twin}");
+    paste(&hub.said, "mosquitto_pub", str::to_owned).await?;
+    let twin = paste(&hub.said, "twins get", str::to_owned).await?;
+    assert!(twin.contains("device-1"), "{twin}");
     hub.process.kill().await?;
     Ok(())
 }
@@ -84,12 +87,12 @@ async fn the_demo_reports_its_twin_on_three_nodes_and_data_survives_a_restart() 
     let said = hub.said.clone();
     drover_tests::until(
         "the thermometer to report",
-        async || paste(&said, "twins get").await,
+        async || paste(&said, "twins get", |line| line.replace("device-1", "thermometer-1")).await,
         |twin| twin.as_ref().is_ok_and(|twin| twin.contains("replayed thermometer")),
     )
     .await?;
     hub.process.kill().await?;
-    let device = fs::read_to_string(data.join("thermometer-1.connection"))?;
+    let device = fs::read_to_string(data.join("device-1.connection"))?;
     // The nodes notice that their parent was killed and stop; only then are their ports free.
     let again = drover_tests::until_ok("the hub to start again", async || {
         dev(&data, 32_200, &["--nodes", "3"]).await.map(|hub| hub.said)

@@ -10,6 +10,9 @@ mod stream;
 mod twin;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use change::{batch_from_bytes, batch_to_bytes, change_from_bytes, change_to_bytes};
 pub use device::{authentication_kind, device_from_bytes, device_to_bytes};
 pub use meta::{meta_entry_from_bytes, meta_entry_to_bytes, meta_from_bytes, meta_to_bytes};

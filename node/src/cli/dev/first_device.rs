@@ -28,31 +28,43 @@ use crate::config::Config;
 use crate::identity::connection_string::{ConnectionString, Subject};
 use crate::{clock, identity, run};
 
-pub(super) const DEVICE: &str = "thermometer-1";
+pub(super) const DEVICE: &str = "device-1";
 /// Starting three nodes and electing their leaders takes a few seconds; a busy machine gets ten times that.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 const TOKEN_SECONDS: u64 = 600;
 
-/// Makes what is missing; answers with the first device's connection string.
-pub(super) async fn set_up(layout: &Layout, shard_count: u32) -> Result<ConnectionString> {
-    let first = layout.nodes.first().context("a hub has at least one node")?;
-    let host = format!("localhost:{}", first.ports.grpc);
-    let channel = channel(&host, &layout.ca())?;
-    let admin = match saved(&layout.connection_file("admin"))? {
-        Some(admin) => ConnectionString { host_name: host, ..admin },
-        None => initialize(layout, &channel, host, shard_count).await?,
-    };
-    save(&layout.connection_file("admin"), &admin)?;
-    let device = first_device(&channel, &admin).await?;
-    let key = primary_key(&device)?;
-    let device = ConnectionString {
-        host_name: "localhost".to_owned(),
-        subject: Subject::Device(device.id),
-        key,
-    };
-    save(&layout.connection_file(DEVICE), &device)?;
-    Ok(device)
+/// A hub with a cluster and an administrator.
+pub(super) struct NewHub {
+    channel: Channel,
+    admin: ConnectionString,
+}
+
+impl NewHub {
+    /// Makes what is missing.
+    pub(super) async fn set_up(layout: &Layout, shard_count: u32) -> Result<Self> {
+        let first = layout.nodes.first().context("a hub has at least one node")?;
+        let host = format!("localhost:{}", first.ports.grpc);
+        let channel = channel(&host, &layout.ca())?;
+        let admin = match saved(&layout.connection_file("admin"))? {
+            Some(admin) => ConnectionString { host_name: host, ..admin },
+            None => initialize(layout, &channel, host, shard_count).await?,
+        };
+        save(&layout.connection_file("admin"), &admin)?;
+        Ok(Self { channel, admin })
+    }
+
+    /// The connection string of a device, which is created if there is none; it is also written into the folder.
+    pub(super) async fn device(&self, layout: &Layout, id: &str) -> Result<ConnectionString> {
+        let device = find_or_create(&self.channel, &self.admin, id).await?;
+        let connection = ConnectionString {
+            host_name: "localhost".to_owned(),
+            key: primary_key(&device)?,
+            subject: Subject::Device(device.id),
+        };
+        save(&layout.connection_file(id), &connection)?;
+        Ok(connection)
+    }
 }
 
 fn channel(host: &str, ca: &Path) -> Result<Channel> {
@@ -130,25 +142,25 @@ fn members(config: &Config) -> Vec<Member> {
     config.peers.iter().map(member).collect()
 }
 
-async fn first_device(channel: &Channel, admin: &ConnectionString) -> Result<Device> {
+async fn find_or_create(channel: &Channel, admin: &ConnectionString, id: &str) -> Result<Device> {
     let Subject::Policy(policy) = &admin.subject else {
         bail!("admin.connection is not a policy's: start over with --fresh");
     };
     let expires_s = clock::unix_ms() / 1_000 + TOKEN_SECONDS;
     let token = identity::policy_token(&admin.host_name, policy, &admin.key, expires_s);
     let mut client = DevicesClient::new(channel.clone());
-    let request = CreateDeviceRequest { id: DEVICE.to_owned(), ..CreateDeviceRequest::default() };
+    let request = CreateDeviceRequest { id: id.to_owned(), ..CreateDeviceRequest::default() };
     let created =
         patiently(async || client.create_device(authorized(request.clone(), &token)?).await).await;
     let device = match created {
         Err(status) if status.code() == Code::AlreadyExists => {
-            let get = GetDeviceRequest { id: DEVICE.to_owned() };
+            let get = GetDeviceRequest { id: id.to_owned() };
             patiently(async || client.get_device(authorized(get.clone(), &token)?).await).await
         }
         other => other,
     };
     let device =
-        device.map_err(|status| anyhow::anyhow!("no first device: {}", status.message()))?;
+        device.map_err(|status| anyhow::anyhow!("no device {id}: {}", status.message()))?;
     Ok(device.into_inner())
 }
 
@@ -156,7 +168,7 @@ fn primary_key(device: &Device) -> Result<Key> {
     match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
         Some(Kind::Sas(keys)) => decode_key(&keys.primary_key),
         Some(Kind::SelfSigned(_) | Kind::CertificateAuthority(_) | Kind::None(_)) | None => {
-            bail!("{DEVICE} has no key any more: delete it, or start over with --fresh")
+            bail!("{} has no key any more: delete it, or start over with --fresh", device.id)
         }
     }
 }

@@ -17,12 +17,16 @@ use drover_core::ids::DeviceId;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::first_device::{DEVICE, NewHub};
 use self::layout::Layout;
 use super::Failure;
 use crate::config::{Listen, Log, LogFormat};
 use crate::demo::{self, Thermometer};
 use crate::identity::connection_string::{ConnectionString, Subject};
 use crate::{observe, run};
+
+/// The demo is a device of its own: a person who pastes the lines of the first device does not end its connection.
+const THERMOMETER: &str = "thermometer-1";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -141,12 +145,20 @@ async fn greet(
     arguments: Arguments,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let set_up = first_device::set_up(&layout, arguments.shards);
-    let Some(device) = stop.run_until_cancelled(set_up).await else { return Ok(()) };
-    let device = device?;
+    let set_up = async {
+        let hub = NewHub::set_up(&layout, arguments.shards).await?;
+        let device = hub.device(&layout, DEVICE).await?;
+        let thermometer = match arguments.demo {
+            true => Some(thermometer(&layout, hub.device(&layout, THERMOMETER).await?)?),
+            false => None,
+        };
+        anyhow::Ok((device, thermometer))
+    };
+    let Some(set_up) = stop.run_until_cancelled(set_up).await else { return Ok(()) };
+    let (device, thermometer) = set_up?;
     welcome::print(&layout, &device)?;
-    if arguments.demo {
-        demo::replay(thermometer(&layout, device)?, stop).await;
+    if let Some(thermometer) = thermometer {
+        demo::replay(thermometer, stop).await;
     }
     Ok(())
 }
