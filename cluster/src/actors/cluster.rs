@@ -509,6 +509,7 @@ impl Cluster {
         let stopping = async {
             self.shared.sessions.end_all();
             self.shared.groups.stop().await;
+            self.shared.peers.stop();
             let tasks = std::mem::take(&mut *self.tasks());
             drop(tasks);
             self.node.supervisor.stop(None);

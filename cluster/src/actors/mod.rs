@@ -37,3 +37,5 @@ pub mod session;
 mod sessions;
 mod shard;
 mod status;
+#[cfg(test)]
+mod tests;
