@@ -29,7 +29,7 @@ use crate::wire::delivery::{
 /// How often a node looks whether there is something to announce.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The second announcement to a new leader.
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Sessions of one announcement: a message of about 50 KB.
 const SESSIONS_MAX: usize = 1000;
 /// How long a leader may take to judge one announcement.

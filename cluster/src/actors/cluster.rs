@@ -26,7 +26,7 @@ use super::admission::{Gauge, Permit};
 use super::config::Config;
 use super::error::Error;
 use super::live::LiveHub;
-use super::node::{NodeActor, NodeMsg, Shared, follow_groups};
+use super::node::{NodeActor, NodeMsg, Shared, actor_name, follow_groups};
 use super::router::Router;
 use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, OpenSession, Session, close_dropped};
@@ -176,7 +176,7 @@ impl Cluster {
             live,
             closing,
         });
-        let name = format!("node-{node}/{}", shared.draw());
+        let name = actor_name(node, "supervisor");
         let (supervisor, _) = NodeActor::spawn(Some(name), NodeActor, Arc::clone(&shared))
             .await
             .map_err(|error| stopped(GroupId::Meta, error.to_string()))?;

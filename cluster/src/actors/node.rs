@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use drover_core::ids::{DeviceId, GroupId, LogTime, ShardId};
+use drover_core::ids::{DeviceId, GroupId, LogTime, NodeId, ShardId};
 use drover_core::meta::Meta;
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 use tokio::sync::{mpsc, watch};
@@ -73,6 +74,14 @@ impl Shared {
     }
 }
 
+/// ractor's registry is shared by the whole process, where several nodes may live, or several lives of one.
+static INCARNATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// A name that no other actor of the process has had.
+pub(super) fn actor_name(node: NodeId, role: &str) -> String {
+    format!("node-{node}/{role}/{}", INCARNATIONS.fetch_add(1, Ordering::Relaxed))
+}
+
 /// What the supervisor can be told.
 #[derive(Debug)]
 pub(super) enum NodeMsg {
@@ -85,8 +94,6 @@ pub(super) struct NodeActor;
 pub(super) struct NodeState {
     shared: Arc<Shared>,
     running: BTreeMap<ShardId, Replica>,
-    /// Makes names unique in ractor's registry, which the whole process shares.
-    incarnation: u64,
 }
 
 impl Actor for NodeActor {
@@ -99,7 +106,7 @@ impl Actor for NodeActor {
         _myself: ActorRef<NodeMsg>,
         shared: Arc<Shared>,
     ) -> Result<NodeState, ActorProcessingErr> {
-        Ok(NodeState { shared, running: BTreeMap::new(), incarnation: 0 })
+        Ok(NodeState { shared, running: BTreeMap::new() })
     }
 
     async fn handle(
@@ -157,8 +164,7 @@ impl NodeState {
 
     fn start(&mut self, myself: &ActorRef<NodeMsg>, shard: ShardId, group: Group) {
         let Shared { config, .. } = &*self.shared;
-        self.incarnation += 1;
-        let name = format!("node-{}/shard-{shard}/{}", config.node, self.incarnation);
+        let name = actor_name(config.node, &format!("shard-{shard}"));
         let (growth_sender, growth) = watch::channel(drover_core::ids::Offset::default());
         let arguments = self.arguments(shard, &group, growth_sender);
         let cell = myself.get_cell();
