@@ -248,10 +248,12 @@ impl Cluster {
         linearizable: bool,
     ) -> Result<Option<Device>, Error> {
         let shard = self.shard_of(device)?;
-        match self.read(shard, Request::Device { device: device.clone(), linearizable }).await? {
-            Answer::Device(device) => Ok(device.map(|device| *device)),
-            _ => Err(unexpected(shard)),
-        }
+        let answer =
+            self.read(shard, Request::Device { device: device.clone(), linearizable }).await?;
+        let Answer::Device(device) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(device.map(|device| *device))
     }
 
     /// `limit`: 1 to 1000.
@@ -302,10 +304,11 @@ impl Cluster {
         device: &DeviceId,
         change: DeviceChange,
     ) -> Result<Device, Error> {
-        match self.change_device(device, change).await? {
-            Done::Device(device) => Ok(*device),
-            _ => Err(unexpected(self.shard_of(device)?)),
-        }
+        let answer = self.change_device(device, change).await?;
+        let Done::Device(device) = answer else {
+            return Err(unexpected(self.shard_of(device)?));
+        };
+        Ok(*device)
     }
 
     pub async fn delete_device(&self, device: &DeviceId, if_match: Condition) -> Result<(), Error> {
@@ -317,19 +320,21 @@ impl Cluster {
     /// Linearizable: sees every write that was acknowledged before the call (P2).
     pub async fn twin(&self, device: &DeviceId) -> Result<Twin, Error> {
         let shard = self.shard_of(device)?;
-        match self.read(shard, Request::Twin(device.clone())).await? {
-            Answer::Twin(twin) => Ok(*twin),
-            _ => Err(unexpected(shard)),
-        }
+        let answer = self.read(shard, Request::Twin(device.clone())).await?;
+        let Answer::Twin(twin) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(*twin)
     }
 
     pub async fn update_twin(&self, device: &DeviceId, change: TwinChange) -> Result<Twin, Error> {
         let TwinChange { if_match, expected_desired, mode, tags, desired } = change;
         let update = DeviceChange::UpdateTwin { if_match, expected_desired, mode, tags, desired };
-        match self.change_device(device, update).await? {
-            Done::Twin(twin) => Ok(*twin),
-            _ => Err(unexpected(self.shard_of(device)?)),
-        }
+        let answer = self.change_device(device, update).await?;
+        let Done::Twin(twin) = answer else {
+            return Err(unexpected(self.shard_of(device)?));
+        };
+        Ok(*twin)
     }
 
     // ------------------------------------------------------------ streams
@@ -350,31 +355,35 @@ impl Cluster {
         // Waiting for a message is no failure: the answer must come before the deadline does.
         let wait_max = self.shared.config.limits.deadline / 2;
         let wait_ms = wait_ms.min(u32::try_from(wait_max.as_millis()).unwrap_or(u32::MAX));
-        match self.read(shard, Request::Stream { from, messages_max, bytes_max, wait_ms }).await? {
-            Answer::Page(page) => Ok(page),
-            _ => Err(unexpected(shard)),
-        }
+        let answer =
+            self.read(shard, Request::Stream { from, messages_max, bytes_max, wait_ms }).await?;
+        let Answer::Page(page) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(page)
     }
 
     /// The first offset whose message was appended at `at` or later; the end of the stream if there is none.
     pub async fn offset_at(&self, shard: ShardId, at: LogTime) -> Result<Offset, Error> {
-        match self.read(shard, Request::OffsetAt(at)).await? {
-            Answer::Offset(offset) => Ok(offset),
-            _ => Err(unexpected(shard)),
-        }
+        let answer = self.read(shard, Request::OffsetAt(at)).await?;
+        let Answer::Offset(offset) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(offset)
     }
 
     pub async fn stream_state(&self, shard: ShardId) -> Result<StreamState, Error> {
-        match self.read(shard, Request::StreamState).await? {
-            Answer::Stream(stream) => Ok(StreamState {
-                shard,
-                first: stream.first,
-                next: stream.next,
-                cursors: stream.cursors,
-                device_count: stream.device_count,
-            }),
-            _ => Err(unexpected(shard)),
-        }
+        let answer = self.read(shard, Request::StreamState).await?;
+        let Answer::Stream(stream) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(StreamState {
+            shard,
+            first: stream.first,
+            next: stream.next,
+            cursors: stream.cursors,
+            device_count: stream.device_count,
+        })
     }
 
     pub async fn commit_cursor(
@@ -396,10 +405,11 @@ impl Cluster {
     }
 
     async fn move_cursor(&self, shard: ShardId, change: StreamChange) -> Result<Offset, Error> {
-        match self.change(shard, Change::Stream(change)).await? {
-            Done::Cursor { next } => Ok(next),
-            _ => Err(unexpected(shard)),
-        }
+        let answer = self.change(shard, Change::Stream(change)).await?;
+        let Done::Cursor { next } = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(next)
     }
 
     pub async fn delete_cursor(&self, shard: ShardId, group: String) -> Result<(), Error> {
@@ -419,10 +429,12 @@ impl Cluster {
         let shard = self.shard_of(device)?;
         let limit = check_limit(limit)?;
         let device = device.clone();
-        match self.read(shard, Request::History { device, from, until, after, limit }).await? {
-            Answer::Page(page) => Ok(page.messages),
-            _ => Err(unexpected(shard)),
-        }
+        let answer =
+            self.read(shard, Request::History { device, from, until, after, limit }).await?;
+        let Answer::Page(page) = answer else {
+            return Err(unexpected(shard));
+        };
+        Ok(page.messages)
     }
 
     /// What is committed from now on anywhere in the cluster, best effort: a slow reader misses some and is told how

@@ -89,7 +89,7 @@ impl Default for Limits {
             entry_bytes_max: 1024 * 1024,
             entries_in_flight_max: 1,
             idle: Duration::from_secs(30),
-            announce_interval: Duration::from_secs(60),
+            announce_interval: Duration::from_mins(1),
             retention_interval: Duration::from_secs(10),
             live_queue: 1024,
             waiting_reads_max: 4096,

@@ -186,7 +186,7 @@ impl Publisher {
                     let now = self.hub.has_readers();
                     ticks += 1;
                     // A change is told at once, and what is wanted again from time to time.
-                    if now != wanted || (now && ticks % 5 == 0) {
+                    if now != wanted || (now && ticks.is_multiple_of(5)) {
                         self.peers.want_events(now);
                     }
                     wanted = now;

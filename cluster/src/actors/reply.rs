@@ -34,16 +34,20 @@ pub(super) struct Waiting {
     caller: Option<Caller>,
     /// For the answer when the actor of the device fails.
     device: Option<DeviceId>,
-    permits: Vec<Permit>,
+    permits: Permits,
 }
+
+/// Of the shard and of the device.
+type Permits = (Option<Permit>, Option<Permit>);
 
 impl Waiting {
     pub(super) fn new(caller: Caller, device: Option<DeviceId>, permit: Permit) -> Self {
-        Self { caller: Some(caller), device, permits: vec![permit] }
+        Self { caller: Some(caller), device, permits: (Some(permit), None) }
     }
 
+    /// Takes the permit of the device along.
     pub(super) fn hold(&mut self, permit: Permit) {
-        self.permits.push(permit);
+        self.permits.1 = Some(permit);
     }
 
     pub(super) fn fail(mut self, failure: Failure) {
@@ -76,7 +80,7 @@ impl Drop for Waiting {
 #[derive(Debug)]
 pub(super) struct Proposed {
     caller: Option<Caller>,
-    _permits: Vec<Permit>,
+    _permits: Permits,
 }
 
 impl Proposed {

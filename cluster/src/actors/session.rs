@@ -49,7 +49,7 @@ pub struct Session {
     shard: ShardId,
     device: DeviceId,
     epoch: SessionEpoch,
-    session_present: bool,
+    is_resumed: bool,
     subscriptions: Subscriptions,
     /// `None` where no rate is configured.
     bucket: Option<Box<Mutex<Bucket>>>,
@@ -81,7 +81,7 @@ impl Session {
             shard,
             device,
             epoch,
-            session_present,
+            is_resumed: session_present,
             subscriptions,
             bucket: rate.map(|rate| Box::new(Mutex::new(Bucket::new(rate, Instant::now())))),
             is_closed: false,
@@ -104,7 +104,7 @@ impl Session {
 
     /// Whether stored subscriptions were found.
     pub fn session_present(&self) -> bool {
-        self.session_present
+        self.is_resumed
     }
 
     /// The subscriptions that were found when the session was opened.
@@ -127,10 +127,11 @@ impl Session {
     }
 
     async fn subscribed(&self, change: DeviceChange) -> Result<Subscriptions, Error> {
-        match self.cluster.change_device(&self.device, change).await? {
-            Done::Subscribed(subscriptions) => Ok(subscriptions),
-            _ => Err(unexpected(self.shard)),
-        }
+        let answer = self.cluster.change_device(&self.device, change).await?;
+        let Done::Subscribed(subscriptions) = answer else {
+            return Err(unexpected(self.shard));
+        };
+        Ok(subscriptions)
     }
 
     /// Appends messages to the stream, all or none, in this order; answers with the first one's offset. Success:
@@ -145,10 +146,11 @@ impl Session {
         }
         let sender = Sender::Session(self.epoch);
         let change = DeviceChange::Telemetry { sender, messages };
-        match self.cluster.change_device(&self.device, change).await? {
-            Done::Appended { first, .. } => Ok(first),
-            _ => Err(unexpected(self.shard)),
-        }
+        let answer = self.cluster.change_device(&self.device, change).await?;
+        let Done::Appended { first, .. } = answer else {
+            return Err(unexpected(self.shard));
+        };
+        Ok(first)
     }
 
     /// The device's twin, linearizable.
@@ -167,10 +169,11 @@ impl Session {
     ) -> Result<Version, Error> {
         let sender = Sender::Session(self.epoch);
         let change = DeviceChange::PatchReported { sender, expected, patch };
-        match self.cluster.change_device(&self.device, change).await? {
-            Done::Reported { version } => Ok(version),
-            _ => Err(unexpected(self.shard)),
-        }
+        let answer = self.cluster.change_device(&self.device, change).await?;
+        let Done::Reported { version } = answer else {
+            return Err(unexpected(self.shard));
+        };
+        Ok(version)
     }
 
     /// Ends the session. `will` is appended to the stream if the session is still the live one.

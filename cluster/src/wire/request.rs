@@ -262,7 +262,14 @@ fn answer(kind: Answered) -> Option<Response> {
         Answered::Stream(stream) => Answer::Stream(stream_summary(stream)),
         Answered::Node(node) => Answer::Node(node_summary(node)?),
         Answered::Meta(meta) => Answer::Meta(Box::new(record::meta_from_bytes(meta).ok()?)),
-        done => Answer::Done(self::done(done)?),
+        done @ (Answered::Deleted(_)
+        | Answered::Connected(_)
+        | Answered::Subscribed(_)
+        | Answered::Disconnected(_)
+        | Answered::Appended(_)
+        | Answered::Reported(_)
+        | Answered::Cursor(_)
+        | Answered::Retained(_)) => Answer::Done(self::done(done)?),
     }))
 }
 
