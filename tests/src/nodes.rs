@@ -118,6 +118,8 @@ impl Nodes {
     /// Waits for a node to end by itself; answers with its exit code.
     pub fn wait_for_end(&mut self, index: usize) -> Result<Option<i32>> {
         let mut process = self.members[index].process.take().context("the node does not run")?;
+        // Waiting closes the standard input, which would tell the node to stop.
+        let _input = process.stdin.take();
         Ok(process.wait()?.code())
     }
 

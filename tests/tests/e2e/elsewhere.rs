@@ -125,7 +125,7 @@ async fn a_grpc_client_needs_nothing_but_reflection() -> Result<()> {
     let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
     let token = admin.token().context("an administrator has a token")?;
-    let mut script = programs::python("grpc_reflection.py");
+    let mut script = programs::python("backend_without_stubs.py");
     script.arg(nodes.ca()).arg(format!("{HOST}:{}", nodes.grpc(0).port())).arg(token);
     let said = programs::run(&mut script).await?;
     for wanted in

@@ -76,7 +76,7 @@ async fn a_twin_over_its_limits_is_refused_and_stays_as_it_was() -> Result<()> {
     let nested = |depth: usize| "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
     let too_large = json!({ "text": "x".repeat(33 * 1024) }).to_string();
     for (what, patch) in [
-        ("11 levels", nested(11)),
+        ("11 levels below the root", nested(12)),
         ("10,000 levels", nested(10_000)),
         ("33 KB", too_large),
         ("a key with a dot", r#"{"a.b":1}"#.to_owned()),

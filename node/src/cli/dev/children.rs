@@ -23,10 +23,15 @@ const RESTARTS_MAX: u32 = 10;
 pub(super) async fn keep_running(node: DevNode, stop: CancellationToken) -> Result<()> {
     for _ in 0..RESTARTS_MAX {
         let mut child = start(&node.file)?;
+        // Taken out of the child, because waiting for it would close it, and that says "stop".
+        let input = child.stdin.take();
         tokio::spawn(prefix_lines(node.number, child.stdout.take()));
         tokio::spawn(prefix_lines(node.number, child.stderr.take()));
         tokio::select! {
-            () = stop.cancelled() => return end(child, &node).await,
+            () = stop.cancelled() => {
+                drop(input);
+                return end(child, &node).await;
+            }
             status = child.wait() => report(&node, status?),
         }
         if stop.run_until_cancelled(sleep(RESTART_PAUSE)).await.is_none() {
@@ -53,8 +58,8 @@ fn report(node: &DevNode, status: ExitStatus) {
     eprintln!("node {} ended ({status}); it is started again", node.number);
 }
 
+/// Waits for a node that was told to stop; ends it if it does not.
 async fn end(mut child: Child, node: &DevNode) -> Result<()> {
-    drop(child.stdin.take());
     let patience = node.config.stop.deadline.as_duration() + RESTART_PAUSE;
     match timeout(patience, child.wait()).await {
         Ok(status) => status.map(drop).context("cannot wait for a node"),

@@ -1,4 +1,4 @@
-"""A back end that has no stubs: grpc_reflection.py CA ADDRESS TOKEN
+"""A back end that has no stubs: backend_without_stubs.py CA ADDRESS TOKEN
 
 It learns the services from the server's reflection, creates a device, reads it back, and tries without a token.
 """
