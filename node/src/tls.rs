@@ -173,3 +173,6 @@ impl ClientCertVerifier for AnyClient {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

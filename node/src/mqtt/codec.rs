@@ -400,3 +400,6 @@ fn return_code(granted: Option<Qos>) -> SubackReturnCode {
         None => SubackReturnCode::Failure,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ pub struct Config {
     pub handshakes_max: usize,
     /// For the TLS handshake.
     pub handshake_timeout: Duration,
-    /// From the open socket to CONNECT (SlowITe, S-20).
+    /// From the open socket to CONNECT (`SlowITe`, S-20).
     pub connect_timeout: Duration,
     /// Publishes of a connection that are not answered yet. Beyond it its socket is not read, so that TCP slows the
     /// device down (P6).

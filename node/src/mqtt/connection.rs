@@ -91,7 +91,9 @@ struct Connection<S> {
     needs_flush: bool,
     /// When the socket took bytes last.
     taken: Instant,
-    is_broken: bool,
+    /// What is to be sent has nobody to go to. What was received before is still taken.
+    is_mute: bool,
+    is_stopping: bool,
     cluster_session: Option<Arc<ClusterSession>>,
     deliveries: Option<mpsc::Receiver<Box<Delivery>>>,
     in_flight: Option<InFlight>,
@@ -116,7 +118,8 @@ where
             written: 0,
             needs_flush: false,
             taken: now.instant,
-            is_broken: false,
+            is_mute: false,
+            is_stopping: false,
             cluster_session: None,
             deliveries: None,
             in_flight: None,
@@ -162,7 +165,6 @@ where
         while self.session.wants_packets() && parsed < self.input.len() {
             match codec::decode(&self.input[parsed..], self.session.expects()) {
                 Ok(Some((packet, length))) => {
-                    trace!(?packet, "received");
                     self.session.handle_packet(packet, now);
                     parsed += length;
                 }
@@ -192,7 +194,7 @@ where
                 let waited = now.instant.saturating_duration_since(received);
                 self.shared.meters.ack_seconds.record(waited.as_secs_f64());
             }
-            if !self.is_broken {
+            if !self.is_mute {
                 codec::encode(reply, &mut self.output);
             }
         }
@@ -213,19 +215,20 @@ where
         {
             return Poll::Ready(Event::Delivery(delivery));
         }
-        if !self.is_broken
-            && (self.written < self.output.len() || self.needs_flush)
+        if (self.written < self.output.len() || self.needs_flush)
             && let Poll::Ready(written) = self.poll_write(context)
         {
             return Poll::Ready(Event::Written(written));
         }
-        if !self.is_broken
-            && self.session.wants_packets()
+        if self.session.wants_packets()
             && let Poll::Ready(read) = self.poll_read(context)
         {
             return Poll::Ready(Event::Read(read));
         }
-        if !self.session.is_opening() && self.stop.as_mut().poll(context).is_ready() {
+        if !self.is_stopping
+            && !self.session.is_opening()
+            && self.stop.as_mut().poll(context).is_ready()
+        {
             return Poll::Ready(Event::Stop);
         }
         self.poll_time(context).map(|()| Event::Time)
@@ -251,22 +254,28 @@ where
             }
             Event::Written(Ok(())) => {}
             Event::Read(Ok(read)) if read > 0 => {}
-            Event::Read(_) | Event::Written(Err(_)) => self.hang_up(now),
+            Event::Written(Err(_)) => self.fall_silent(),
+            Event::Read(_) => {
+                self.fall_silent();
+                self.session.handle_hang_up(now);
+            }
             Event::Time if self.is_unread(now.instant) => {
                 self.session.handle_failure(CloseReason::Unread);
             }
             Event::Time => self.session.handle_time(now),
-            Event::Stop => self.session.handle_stop(),
+            Event::Stop => {
+                self.is_stopping = true;
+                self.session.handle_stop(now);
+            }
         }
     }
 
-    fn hang_up(&mut self, now: Now) {
-        self.is_broken = true;
-        self.input = Vec::new();
+    /// The device reads no more. What it sent before, a DISCONNECT perhaps, may still be on its way.
+    fn fall_silent(&mut self) {
+        self.is_mute = true;
         self.output = Vec::new();
         self.written = 0;
         self.needs_flush = false;
-        self.session.handle_hang_up(now);
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
@@ -378,7 +387,7 @@ where
         self.in_flight = None;
         self.deliveries = None;
         self.encode(now());
-        if !self.is_broken {
+        if !self.is_mute {
             let last = async {
                 poll_fn(|context| self.poll_write(context)).await?;
                 self.stream.shutdown().await

@@ -150,7 +150,10 @@ fn normalize_time(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn parse(bag: &str) -> (Vec<(String, String)>, Vec<(String, Option<String>)>) {
+    type System = Vec<(String, String)>;
+    type Application = Vec<(String, Option<String>)>;
+
+    fn parse(bag: &str) -> (System, Application) {
         let message = Properties::parse(bag).expect("valid").with_body(b"body").expect("fits");
         let message = record::Message::decode(message.0).expect("encoded here");
         assert_eq!(&message.body[..], b"body");
@@ -159,13 +162,13 @@ mod tests {
         (system.collect(), application.collect())
     }
 
-    fn system(bag: &str) -> Vec<(String, String)> {
+    fn system(bag: &str) -> System {
         let (system, application) = parse(bag);
         assert!(application.is_empty(), "{application:?}");
         system
     }
 
-    fn application(bag: &str) -> Vec<(String, Option<String>)> {
+    fn application(bag: &str) -> Application {
         let (system, application) = parse(bag);
         assert!(system.is_empty(), "{system:?}");
         application

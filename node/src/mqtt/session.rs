@@ -6,6 +6,8 @@
 
 mod live;
 mod packet_ids;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::collections::VecDeque;
@@ -206,11 +208,7 @@ impl Session {
 
     /// The device has closed the socket, or it has broken. What was received before is still worked off.
     pub fn handle_hang_up(&mut self, now: Now) {
-        match &mut self.phase {
-            Phase::Live(live) => live.end(CloseReason::Lost, now.instant + self.config.drain_max),
-            Phase::Silent | Phase::Opening(_) => self.close(CloseReason::Lost),
-            Phase::Closed(_) => {}
-        }
+        self.end(CloseReason::Lost, now);
     }
 
     pub fn handle_outcome(&mut self, outcome: Outcome, now: Now) {
@@ -238,9 +236,9 @@ impl Session {
         self.close_if(handled);
     }
 
-    /// The node is stopping.
-    pub fn handle_stop(&mut self) {
-        self.close(CloseReason::Stopping);
+    /// The node is stopping. What was received is still worked off, so that its PUBACKs leave.
+    pub fn handle_stop(&mut self, now: Now) {
+        self.end(CloseReason::Stopping, now);
     }
 
     /// What the connection cannot go on after, found outside: a device that does not read, say.
@@ -334,6 +332,13 @@ impl Session {
                 let reply = refusal(status::return_code(error));
                 self.close_with(CloseReason::ConnectRefused, Some(reply));
             }
+        }
+    }
+
+    fn end(&mut self, reason: CloseReason, now: Now) {
+        match &mut self.phase {
+            Phase::Live(live) => live.end(reason, now.instant + self.config.drain_max),
+            Phase::Silent | Phase::Opening(_) | Phase::Closed(_) => self.close(reason),
         }
     }
 

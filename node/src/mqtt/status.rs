@@ -21,6 +21,10 @@ pub fn return_code(error: OpenError) -> ConnectReturnCode {
 /// How a connection ends when the cluster refuses what it asked for.
 pub fn open_error(error: &Error) -> OpenError {
     match error {
+        // Another connection of the device, or of its administrator, was quicker: the next attempt may succeed.
+        Error::Refused(Refusal::StaleSession { .. } | Refusal::CredentialsChanged) => {
+            OpenError::Unavailable
+        }
         Error::Refused(_) => OpenError::Denied,
         Error::RefusedByMeta(_)
         | Error::Invalid { .. }
@@ -151,6 +155,19 @@ mod tests {
         assert_eq!(body["message"], "a.b: too deep");
         assert!(body["info"].is_object());
         assert_eq!(body["timestampUtc"], "2026-01-02T03:04:05.0060000Z");
+    }
+
+    #[test]
+    fn a_device_that_may_not_connect_is_told_no_more_than_that() {
+        let device = "d".parse::<drover_core::ids::DeviceId>().expect("a legal id");
+        let code = |refusal| return_code(open_error(&Error::Refused(refusal)));
+        for refusal in [
+            Refusal::DeviceNotFound { device: device.clone() },
+            Refusal::DeviceDisabled { device: device.clone() },
+        ] {
+            assert_eq!(code(refusal), ConnectReturnCode::NotAuthorized);
+        }
+        assert_eq!(code(Refusal::CredentialsChanged), ConnectReturnCode::ServerUnavailable);
     }
 
     #[test]
