@@ -4,6 +4,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/drover/target
 CARGO := cargo
 DROVER := $(CARGO_TARGET_DIR)/debug/drover
+CHAOS := $(CARGO_TARGET_DIR)/debug/chaos
 # Real processes share two cores in the end-to-end tests: side by side they would measure each other.
 E2E_THREADS ?= 2
 ARGS ?=
@@ -17,43 +18,46 @@ help: ## list the commands
 setup: ## install what building needs (libclang)
 	@.ci/setup build
 
-build: setup ## build the program
-	$(CARGO) build -p drover-node -p drover-chaos
+# Cargo unites the features of the packages that a command selects. Selecting the whole workspace each time keeps them the
+# same, or RocksDB would be compiled again for each selection.
+build: setup ## build the programs
+	$(CARGO) build --workspace --bins
 
-run: setup ## run a hub on this machine: make run ARGS="--demo --nodes 3"
-	$(CARGO) run --quiet -p drover-node --bin drover -- dev $(ARGS)
+run: build ## run a hub on this machine: make run ARGS="--demo --nodes 3"
+	$(DROVER) dev $(ARGS)
 
 dev: run ## the same
 
 test: ## run all tests, with clients from elsewhere; what CI runs
 	@.ci/setup test
-	$(CARGO) build -p drover-node -p drover-chaos
-	$(CARGO) test --workspace --exclude drover-tests
-	$(CARGO) test -p drover-tests -- --test-threads $(E2E_THREADS)
-	$(CARGO) run -p drover-chaos --bin chaos -- kill --seconds 60
+	$(CARGO) build --workspace --all-targets
+	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test --workspace --test tidy
+	$(CARGO) test --workspace --test e2e -- --test-threads $(E2E_THREADS)
+	$(CHAOS) kill --seconds 60
 
 unit: setup ## run the tests beside the code
-	$(CARGO) test --workspace --exclude drover-tests
+	$(CARGO) test --workspace --lib --bins
 
 e2e: ## run the tests of whole processes: make e2e ARGS=failover
 	@.ci/setup test
-	$(CARGO) build -p drover-node -p drover-chaos
-	$(CARGO) test -p drover-tests --test e2e -- --test-threads $(E2E_THREADS) $(ARGS)
+	$(CARGO) build --workspace --all-targets
+	$(CARGO) test --workspace --test e2e -- --test-threads $(E2E_THREADS) $(ARGS)
 
-sim: setup ## run the simulation: make sim ARGS="--seeds 100"
-	$(CARGO) run -p drover-chaos --bin chaos -- sim $(ARGS)
+sim: build ## run the simulation: make sim ARGS="--seeds 1..100"
+	$(CHAOS) sim $(ARGS)
 
 chaos: build ## kill nodes of a real cluster and check the promises: make chaos ARGS="--minutes 10"
-	$(CARGO) run -p drover-chaos --bin chaos -- kill $(ARGS)
+	$(CHAOS) kill $(ARGS)
 
 bench: build ## measure everything beside mosquitto, NATS and etcd, print one table of ratios
 	@.ci/setup bench
-	$(CARGO) run -p drover-chaos --bin chaos -- bench $(ARGS)
+	$(CHAOS) bench $(ARGS)
 
 check: setup ## formatting, lints, layers, licences; edits nothing
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
-	$(CARGO) test --quiet -p drover-tests --test tidy
+	$(CARGO) test --quiet --workspace --test tidy
 	@.ci/deny
 
 fix: setup ## format, and apply what clippy can apply
