@@ -36,7 +36,7 @@ const APPEND_ENTRIES_MAX: u64 = 64;
 /// Appends, votes and proposals that wait for one group.
 const INBOX_MAX: u64 = 4096;
 /// What openraft allows a snapshot to take, some gigabytes over a slow network. A dead peer is noticed much earlier.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// Timers of all groups, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -161,10 +161,11 @@ impl Peers {
         request: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, CallError> {
-        match self.call(to, group, Body::Request(request), deadline).await? {
-            Body::Response(response) => Ok(response),
-            other => Err(unexpected(to, other)),
+        let answer = self.call(to, group, Body::Request(request), deadline).await?;
+        if let Body::Response(response) = answer {
+            return Ok(response);
         }
+        Err(unexpected(to, answer))
     }
 
     /// Best effort, no answer.
@@ -179,10 +180,11 @@ impl Peers {
         announce: Announce,
         deadline: Duration,
     ) -> Result<AnnounceResponse, CallError> {
-        match self.call(to, group, Body::Announce(announce), deadline).await? {
-            Body::AnnounceResponse(response) => Ok(response),
-            other => Err(unexpected(to, other)),
+        let answer = self.call(to, group, Body::Announce(announce), deadline).await?;
+        if let Body::AnnounceResponse(response) = answer {
+            return Ok(response);
         }
+        Err(unexpected(to, answer))
     }
 
     /// Best effort, no answer.

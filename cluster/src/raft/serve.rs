@@ -245,13 +245,12 @@ impl Exchange {
         let Some(replica) = self.shared.replica(group) else {
             return failure(Kind::Absent, "the group does not run here");
         };
-        Box::pin(async move {
-            answer(replica.raft, body).await.unwrap_or_else(|failure| Body::Failure(failure))
-        })
+        Box::pin(async move { answer(replica.raft, body).await.unwrap_or_else(Body::Failure) })
     }
 }
 
 /// What a replica answers to a Raft message.
+#[expect(clippy::wildcard_enum_match_arm, reason = "who calls this has sorted out all others")]
 async fn answer(raft: super::group::Raft, body: Body) -> Result<Body, Failure> {
     Ok(match body {
         Body::AppendEntries(message) => {

@@ -101,6 +101,7 @@ impl RaftNetworkV2<TypeConfig> for Remote {
         self.append_response(answer)
     }
 
+    #[expect(clippy::elidable_lifetime_names, reason = "the trait names it")]
     fn stream_append<'s, S>(
         &'s mut self,
         requests: S,
@@ -165,12 +166,11 @@ impl RaftNetworkV2<TypeConfig> for Remote {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let body = Body::TransferLeader(wire::transfer_to_proto(&request));
-        match self.call(body, RPCTypes::TransferLeader, option.soft_ttl()).await? {
-            Body::TransferLeaderResponse(response) => {
-                wire::transfer_response_from_proto(response).map_err(|error| network(&error))
-            }
-            other => Err(self.rpc_error(unexpected(self.target, other))),
+        let answer = self.call(body, RPCTypes::TransferLeader, option.soft_ttl()).await?;
+        if let Body::TransferLeaderResponse(response) = answer {
+            return wire::transfer_response_from_proto(response).map_err(|error| network(&error));
         }
+        Err(rpc_error(unexpected(self.target, answer)))
     }
 
     fn backoff(&self) -> Option<Backoff> {
@@ -189,7 +189,7 @@ impl Remote {
         let Transport { peers, group, .. } = &self.transport;
         match peers.call(self.target, *group, body, deadline).await {
             Err(CallError::Timeout { .. }) => Err(self.timeout(action, deadline)),
-            answer => answer.map_err(|error| self.rpc_error(error)),
+            answer => answer.map_err(rpc_error),
         }
     }
 
@@ -198,28 +198,18 @@ impl Remote {
         RPCError::Timeout(Timeout { action, id, target, timeout })
     }
 
-    /// Unreachable makes openraft pause. It does for all of these: what was lost came with the connection, and a full
-    /// queue does not empty faster for being asked at once.
-    fn rpc_error(&self, error: CallError) -> RpcError {
-        RPCError::Unreachable(Unreachable::new(&error))
-    }
-
     fn append_response(&self, answer: Body) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        match answer {
-            Body::AppendEntriesResponse(response) => {
-                wire::append_response_from_proto(response).map_err(|error| network(&error))
-            }
-            other => Err(self.rpc_error(unexpected(self.target, other))),
+        if let Body::AppendEntriesResponse(response) = answer {
+            return wire::append_response_from_proto(response).map_err(|error| network(&error));
         }
+        Err(rpc_error(unexpected(self.target, answer)))
     }
 
     fn vote_response(&self, answer: Body) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match answer {
-            Body::VoteResponse(response) => {
-                wire::vote_response_from_proto(response).map_err(|error| network(&error))
-            }
-            other => Err(self.rpc_error(unexpected(self.target, other))),
+        if let Body::VoteResponse(response) = answer {
+            return wire::vote_response_from_proto(response).map_err(|error| network(&error));
         }
+        Err(rpc_error(unexpected(self.target, answer)))
     }
 
     async fn send_snapshot(
@@ -254,6 +244,12 @@ impl Remote {
             .map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
         Ok(SnapshotResponse { vote })
     }
+}
+
+/// Unreachable makes openraft pause. It does for all of these: what was lost came with the connection, and a full queue
+/// does not empty faster for being asked at once.
+fn rpc_error(error: CallError) -> RpcError {
+    RPCError::Unreachable(Unreachable::new(&error))
 }
 
 fn network(error: &Invalid) -> RpcError {
@@ -332,7 +328,7 @@ where
                 self.under_way.push_back(Append { prev, last, expires, call });
             }
             Err(error) => {
-                self.broken = Some(self.remote.rpc_error(error));
+                self.broken = Some(rpc_error(error));
                 self.requests = None;
             }
         }
@@ -345,7 +341,7 @@ where
     ) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
         let concluded = match answer {
             None => Err(self.remote.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT)),
-            Some(Err(error)) => Err(self.remote.rpc_error(error)),
+            Some(Err(error)) => Err(rpc_error(error)),
             Some(Ok(body)) => self
                 .remote
                 .append_response(body)

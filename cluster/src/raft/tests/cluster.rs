@@ -71,7 +71,6 @@ pub(super) fn shard(number: u32) -> GroupId {
 pub(super) struct Node {
     pub(super) id: NodeId,
     pub(super) groups: Groups,
-    pub(super) peers: Peers,
     /// Nobody reads it; dropping it would refuse requests.
     _incoming: IncomingQueue,
     runtime: Option<Runtime>,
@@ -138,7 +137,7 @@ impl Cluster {
             self.authority.as_ref().map(|authority| authority.identity(certificate_name(id)));
         let members = self.addresses.clone();
         let storage = Arc::new(self.disks[&id].open());
-        let (peers, incoming, groups) = runtime.block_on(async move {
+        let (incoming, groups) = runtime.block_on(async move {
             let listener = listen(&address).await;
             let network: Arc<dyn PeerNetwork> = match identity {
                 Some(identity) => {
@@ -154,10 +153,10 @@ impl Cluster {
                 log_entries_kept: ENTRIES_KEPT,
                 seed: None,
             };
-            let groups = Groups::start(config, storage, peers.clone()).await;
-            (peers, incoming, groups.expect("the store is sound"))
+            let groups = Groups::start(config, storage, peers).await;
+            (incoming, groups.expect("the store is sound"))
         });
-        let node = Node { id, groups, peers, _incoming: incoming, runtime: Some(runtime) };
+        let node = Node { id, groups, _incoming: incoming, runtime: Some(runtime) };
         self.nodes.insert(id, node);
     }
 

@@ -169,18 +169,15 @@ async fn a_call_under_way_fails_as_lost_when_the_peer_goes() {
     let (one, mut two) = (plain(1).start().await, plain(2).start().await);
     one.knows(node_id(2), &two);
     let asked = tokio::spawn(async move { one.ask(node_id(2)).await });
-    loop {
-        match two.incoming.recv().await.expect("the request arrives") {
-            Incoming::Request { reply, .. } => {
-                two.peers.stop();
-                let answer = asked.await.expect("it does not panic");
-                assert_eq!(answer, Err(CallError::Lost { node: node_id(2) }));
-                drop(reply);
-                return;
-            }
-            _ => continue,
+    let _reply = loop {
+        let incoming = two.incoming.recv().await.expect("the request arrives");
+        if let Incoming::Request { reply, .. } = incoming {
+            break reply;
         }
-    }
+    };
+    two.peers.stop();
+    let answer = asked.await.expect("it does not panic");
+    assert_eq!(answer, Err(CallError::Lost { node: node_id(2) }));
 }
 
 #[tokio::test]
