@@ -198,12 +198,14 @@ impl Inner {
         if self.lock().cuts != cuts {
             return Ok(None);
         }
-        let mut bytes: usize = values.iter().map(|(_, value)| value.len()).sum();
+        let key_bytes = entry_key(self.group, 0).len();
+        let size = |value: &Bytes| key_bytes + value.len();
+        let mut bytes: usize = values.iter().map(|(_, value)| size(value)).sum();
         for (index, value) in tail {
             if values.len() >= limit.records || bytes >= limit.bytes {
                 break;
             }
-            bytes += value.len();
+            bytes += size(&value);
             values.push((index, value));
         }
         let limited = values.len() >= limit.records || bytes >= limit.bytes;
@@ -419,7 +421,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         log.cuts += 1;
         log.tail.cut(from);
         log.indexes.end = log.indexes.end.min(from).max(log.indexes.start);
-        log.last = last.max(log.purged);
+        if from < end {
+            log.last = last.max(log.purged);
+        }
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 mod balance;
 mod bootstrap;
 mod chunk;
+#[cfg(test)]
+mod conformance;
 mod election;
 mod frames;
 pub mod group;

@@ -20,6 +20,25 @@ pub enum SnapshotData {
     Incoming(Incoming),
 }
 
+impl SnapshotData {
+    /// What Raft is given to install has been received already, except where it hands over one of its own.
+    pub(super) async fn receive(
+        self,
+        storage: &dyn Storage,
+        group: GroupId,
+    ) -> Result<Incoming, Error> {
+        let mut outgoing = match self {
+            Self::Incoming(incoming) => return Ok(incoming),
+            Self::Outgoing(outgoing) => outgoing,
+        };
+        let mut incoming = Incoming::begin(storage, group)?;
+        while let Some(chunk) = outgoing.chunks.recv().await {
+            incoming.add(chunk?)?;
+        }
+        Ok(incoming)
+    }
+}
+
 impl fmt::Debug for SnapshotData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -261,9 +261,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        let SnapshotData::Incoming(incoming) = snapshot else {
-            return Err(io::Error::other("only a received snapshot can be installed"));
-        };
+        let incoming =
+            snapshot.receive(&*self.storage, self.group).await.map_err(io::Error::other)?;
         incoming.install(self.group).map_err(io::Error::other)?;
         self.load().map_err(io::Error::other)?;
         if self.position.last != meta.last_log_id {

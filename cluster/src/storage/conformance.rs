@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use bytes::Bytes;
 use drover_core::ids::GroupId;
 
+use super::simulated::{Behaviour, SimulatedDisk};
 use super::{
     Batch, Chunk, Error, Fence, Order, Record, RocksStorage, ScanLimit, Settings, Storage, Table,
     Write,
@@ -206,4 +207,11 @@ async fn rocksdb_conforms() {
         || Settings { reserve_bytes: Some(0), ..Settings::new(folder.path().to_owned()) };
     check(&RocksStorage::open(settings()).expect("a new store")).await;
     check_reopening(|| Arc::new(RocksStorage::open(settings()).expect("the store opens"))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_simulated_disk_conforms() {
+    let disk = SimulatedDisk::new(7, Behaviour { sync_us_max: 3_000, failing_syncs_per_mille: 0 });
+    check(&disk.open()).await;
+    check_reopening(|| Arc::new(disk.open())).await;
 }

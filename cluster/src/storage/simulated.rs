@@ -359,6 +359,12 @@ struct SimulatedImport {
 impl Import for SimulatedImport {
     fn add(&mut self, chunk: Chunk) -> Result<(), Error> {
         let table = chunk.table;
+        let range = keys::all(self.group);
+        if let Some((key, _)) = chunk.records.iter().find(|(key, _)| !range.contains(&key.to_vec()))
+        {
+            let what = format!("a snapshot of {} has the key {key:02x?}", self.group);
+            return Err(Error::Corrupt { what });
+        }
         self.records.extend(chunk.records.into_iter().map(|record| (table, record)));
         Ok(())
     }
