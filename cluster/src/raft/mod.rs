@@ -13,6 +13,7 @@ mod link;
 mod log_record;
 pub mod log_store;
 mod log_tail;
+mod messages;
 pub mod network;
 pub mod peers;
 mod position;

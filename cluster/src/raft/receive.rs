@@ -13,13 +13,13 @@ use drover_proto::cluster::{
 };
 use tonic::{Status, Streaming};
 
+use super::messages as wire;
 use super::peers::Shared;
 use super::snapshot::{Checksum, Incoming, SnapshotData, table_from_number};
 use super::types::{
     Snapshot, SnapshotMeta, StoredMembership, membership_from_record, vote_to_record,
 };
 use crate::storage::{Chunk, Table};
-use crate::wire::peer as wire;
 
 /// A sender that is silent for this long has stopped.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);

@@ -20,11 +20,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::frames::{FRAME_BYTES_MAX, Outbox, outbox};
 use super::link::{FORMAT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, WINDOW_BYTES};
+use super::messages as wire;
 use super::network::ProvenPeer;
 use super::peers::{Incoming, Shared};
 use super::receive;
 use crate::metrics;
-use crate::wire::peer as wire;
 
 /// Requests of one peer that are being carried out. Its next frame is not read while there are more.
 const RUNNING_MAX: usize = 65_536;

@@ -27,6 +27,7 @@ use openraft::raft::{
 use tokio::time::Instant;
 
 use super::link::Call;
+use super::messages as wire;
 use super::peers::{CallError, Peers, unexpected};
 use super::snapshot::{Checksum, Outgoing, SnapshotData, table_number};
 use super::types::{
@@ -34,7 +35,6 @@ use super::types::{
     log_id_to_record, membership_to_record, vote_from_record, vote_to_record,
 };
 use crate::storage;
-use crate::wire::peer as wire;
 
 /// How long an append may be under way. A follower whose disk hangs is noticed by this; a lost connection at once.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);

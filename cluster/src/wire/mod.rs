@@ -5,7 +5,6 @@ pub mod delivery;
 pub mod events;
 pub mod json;
 pub mod message;
-pub mod peer;
 pub mod problem;
 pub mod record;
 pub mod request;

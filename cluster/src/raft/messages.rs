@@ -10,7 +10,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
-use crate::raft::types::{
+use super::types::{
     self, Entry, Invalid, LogId, TypeConfig, Vote, payload_from_record, payload_to_record,
     vote_from_record, vote_to_record,
 };
@@ -18,7 +18,7 @@ use crate::raft::types::{
 /// Terms and indexes beyond this are refused: openraft adds to them, and no cluster gets there.
 const NUMBER_MAX: u64 = u64::MAX >> 1;
 
-pub fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendEntries {
+pub(super) fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendEntries {
     proto::AppendEntries {
         vote: Some(vote_to_record(&request.vote)),
         prev_log_id: request.prev_log_id.as_ref().map(types::log_id_to_record),
@@ -27,7 +27,7 @@ pub fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> proto::Appe
     }
 }
 
-pub fn append_from_proto(
+pub(super) fn append_from_proto(
     message: proto::AppendEntries,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Invalid> {
     let prev_log_id = optional_log_id(message.prev_log_id)?;
@@ -59,7 +59,7 @@ fn entry_from_record(index: u64, record: record::LogEntry) -> Result<Entry, Inva
     })
 }
 
-pub fn append_response_to_proto(
+pub(super) fn append_response_to_proto(
     response: &AppendEntriesResponse<TypeConfig>,
 ) -> proto::AppendEntriesResponse {
     use proto::append_entries_response::Result as Answer;
@@ -75,7 +75,7 @@ pub fn append_response_to_proto(
     proto::AppendEntriesResponse { result: Some(answer) }
 }
 
-pub fn append_response_from_proto(
+pub(super) fn append_response_from_proto(
     message: proto::AppendEntriesResponse,
 ) -> Result<AppendEntriesResponse<TypeConfig>, Invalid> {
     use proto::append_entries_response::Result as Answer;
@@ -89,7 +89,7 @@ pub fn append_response_from_proto(
     })
 }
 
-pub fn vote_to_proto(request: &VoteRequest<TypeConfig>) -> proto::Vote {
+pub(super) fn vote_to_proto(request: &VoteRequest<TypeConfig>) -> proto::Vote {
     proto::Vote {
         vote: Some(vote_to_record(&request.vote)),
         last_log_id: request.last_log_id.as_ref().map(types::log_id_to_record),
@@ -97,14 +97,14 @@ pub fn vote_to_proto(request: &VoteRequest<TypeConfig>) -> proto::Vote {
     }
 }
 
-pub fn vote_from_proto(message: proto::Vote) -> Result<VoteRequest<TypeConfig>, Invalid> {
+pub(super) fn vote_from_proto(message: proto::Vote) -> Result<VoteRequest<TypeConfig>, Invalid> {
     let vote = required_vote(message.vote)?;
     let mut request = VoteRequest::new(vote, optional_log_id(message.last_log_id)?);
     request.leadership_transfer = message.leadership_transfer;
     Ok(request)
 }
 
-pub fn vote_response_to_proto(response: &VoteResponse<TypeConfig>) -> proto::VoteResponse {
+pub(super) fn vote_response_to_proto(response: &VoteResponse<TypeConfig>) -> proto::VoteResponse {
     proto::VoteResponse {
         vote: Some(vote_to_record(&response.vote)),
         granted: response.vote_granted,
@@ -112,14 +112,16 @@ pub fn vote_response_to_proto(response: &VoteResponse<TypeConfig>) -> proto::Vot
     }
 }
 
-pub fn vote_response_from_proto(
+pub(super) fn vote_response_from_proto(
     message: proto::VoteResponse,
 ) -> Result<VoteResponse<TypeConfig>, Invalid> {
     let vote = required_vote(message.vote)?;
     Ok(VoteResponse::new(vote, optional_log_id(message.last_log_id)?, message.granted))
 }
 
-pub fn transfer_to_proto(request: &TransferLeaderRequest<TypeConfig>) -> proto::TransferLeader {
+pub(super) fn transfer_to_proto(
+    request: &TransferLeaderRequest<TypeConfig>,
+) -> proto::TransferLeader {
     proto::TransferLeader {
         from: Some(vote_to_record(request.from_leader())),
         to: request.to_node_id().to_u64(),
@@ -127,7 +129,7 @@ pub fn transfer_to_proto(request: &TransferLeaderRequest<TypeConfig>) -> proto::
     }
 }
 
-pub fn transfer_from_proto(
+pub(super) fn transfer_from_proto(
     message: proto::TransferLeader,
 ) -> Result<TransferLeaderRequest<TypeConfig>, Invalid> {
     let to = drover_core::ids::NodeId::from_u64(message.to);
@@ -135,7 +137,7 @@ pub fn transfer_from_proto(
     Ok(TransferLeaderRequest::new(required_vote(message.from)?, to, last_log_id))
 }
 
-pub fn transfer_response_to_proto(
+pub(super) fn transfer_response_to_proto(
     response: &TransferLeaderResponse<TypeConfig>,
 ) -> proto::TransferLeaderResponse {
     use proto::transfer_leader_response::Result as Answer;
@@ -155,7 +157,7 @@ pub fn transfer_response_to_proto(
     proto::TransferLeaderResponse { result: Some(answer) }
 }
 
-pub fn transfer_response_from_proto(
+pub(super) fn transfer_response_from_proto(
     message: proto::TransferLeaderResponse,
 ) -> Result<TransferLeaderResponse<TypeConfig>, Invalid> {
     use proto::transfer_leader_response::Result as Answer;
@@ -172,11 +174,11 @@ pub fn transfer_response_from_proto(
     })
 }
 
-pub fn required_vote(vote: Option<record::Vote>) -> Result<Vote, Invalid> {
+pub(super) fn required_vote(vote: Option<record::Vote>) -> Result<Vote, Invalid> {
     checked_vote(vote.ok_or(Invalid { problem: "a message without a vote" })?)
 }
 
-pub fn optional_log_id(id: Option<record::LogId>) -> Result<Option<LogId>, Invalid> {
+pub(super) fn optional_log_id(id: Option<record::LogId>) -> Result<Option<LogId>, Invalid> {
     id.map(checked_log_id).transpose()
 }
 
@@ -199,8 +201,8 @@ mod tests {
     use bytes::Bytes;
     use drover_core::ids::NodeId;
 
+    use super::super::types::{EntryPayload, Proposal, log_id};
     use super::*;
-    use crate::raft::types::{EntryPayload, Proposal, log_id};
 
     fn vote(term: u64) -> Vote {
         vote_from_record(record::Vote { term, node: NodeId::new(2, 1).to_u64(), committed: true })
