@@ -216,7 +216,7 @@ impl Default for Raft {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info,openraft=warn,rumqttd=off".to_owned() }
+        Self { format: LogFormat::Text, filter: "info,openraft=error,rumqttd=off".to_owned() }
     }
 }
 

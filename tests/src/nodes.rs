@@ -139,7 +139,7 @@ impl Nodes {
                 "node",
                 "--stop-at-end-of-input",
                 "--log-filter",
-                "info,openraft=warn,rumqttd=off",
+                "info,openraft=error,rumqttd=off",
                 "--config",
             ])
             .arg(node.home.join("node.toml"))

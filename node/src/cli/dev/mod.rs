@@ -52,7 +52,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 16)]
     shards: u32,
     /// What the nodes log.
-    #[arg(long, default_value = "warn,rumqttd=off", value_name = "FILTER")]
+    #[arg(long, default_value = "warn,openraft=error,rumqttd=off", value_name = "FILTER")]
     log_filter: String,
 }
 
