@@ -113,6 +113,7 @@ async fn ready(State(seen): State<Seen>) -> impl IntoResponse {
 }
 
 /// jemalloc's own figures, refreshed by advancing its epoch. Where they cannot be read the gauges stay away.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 bytes, which is 8192 TiB")]
 fn measure_memory() {
     use tikv_jemalloc_ctl::{epoch, stats};
     if epoch::advance().is_err() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::{Buf, BytesMut};
 use mqtt_protocol_core::mqtt::packet::Qos;
 use mqtt_protocol_core::mqtt::packet::{SubEntry, SubOpts, v3_1_1};
@@ -61,10 +61,9 @@ impl Link {
             timeout(CONNECT_TIMEOUT, self.frame()).await.context("no CONNACK")??;
         ensure!(first >> 4 == 2, "the first packet from the hub is not CONNACK");
         let (connack, _) = v3_1_1::Connack::parse(&body).map_err(unbuildable)?;
-        match connack.return_code() {
-            ConnectReturnCode::Accepted => Ok(()),
-            refused => bail!("the hub refuses the connection: {refused:?}"),
-        }
+        let code = connack.return_code();
+        ensure!(code == ConnectReturnCode::Accepted, "the hub refuses the connection: {code:?}");
+        Ok(())
     }
 
     pub(super) async fn subscribe(&mut self, filters: &[&str]) -> Result<()> {

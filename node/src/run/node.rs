@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use x509_parser::extensions::GeneralName;
 
 use super::sockets::Sockets;
 use super::{Error, bootstrap};
@@ -108,10 +109,10 @@ fn host_names(config: &Config) -> Result<Vec<String>, Error> {
         && let Ok(Some(alternatives)) = certificate.subject_alternative_name()
     {
         let general = &alternatives.value.general_names;
-        names.extend(general.iter().filter_map(|name| match name {
-            x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
-            // Addresses are given as bytes there; who is called by address is named in node.host_names.
-            _ => None,
+        // Addresses stand there as bytes: a hub that is called by its address names it in node.host_names.
+        names.extend(general.iter().filter_map(|name| {
+            let GeneralName::DNSName(name) = name else { return None };
+            Some((*name).to_owned())
         }));
     }
     Ok(names)

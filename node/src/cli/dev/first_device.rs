@@ -30,7 +30,7 @@ use crate::{clock, identity, run};
 
 pub(super) const DEVICE: &str = "device-1";
 /// Starting three nodes and electing their leaders takes a few seconds; a busy machine gets ten times that.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(200);
 const TOKEN_SECONDS: u64 = 600;
 

@@ -148,9 +148,10 @@ async fn greet(
     let set_up = async {
         let hub = NewHub::set_up(&layout, arguments.shards).await?;
         let device = hub.device(&layout, DEVICE).await?;
-        let thermometer = match arguments.demo {
-            true => Some(thermometer(&layout, hub.device(&layout, THERMOMETER).await?)?),
-            false => None,
+        let thermometer = if arguments.demo {
+            Some(thermometer(&layout, hub.device(&layout, THERMOMETER).await?)?)
+        } else {
+            None
         };
         anyhow::Ok((device, thermometer))
     };
