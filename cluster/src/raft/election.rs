@@ -34,13 +34,13 @@ pub(super) async fn watch(groups: Groups) {
 }
 
 fn stand_for_groups_of(groups: &Groups, lost: NodeId) {
-    let lease = Duration::from_millis(groups.timing().election_max_ms);
     for group in groups.watch().borrow().values() {
         let leadership = *group.leadership().borrow();
         if leadership.leader != Some(lost) {
             continue;
         }
         let Some(turn) = turn(groups, group, lost) else { continue };
+        let lease = Duration::from_millis(groups.timing(group.id()).election_max_ms);
         tokio::spawn(stand(group.clone(), leadership, lease + MARGIN + STAGGER * turn));
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use drover_core::ids::{GroupId, LogTime, NodeId};
+use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount};
 use drover_core::meta::{Meta, MetaChange, MetaEntry};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
@@ -51,6 +51,25 @@ impl Default for Timing {
     /// For two loaded cores: three heartbeats may be late, and a dead leader is replaced within a second.
     fn default() -> Self {
         Self { heartbeat_ms: 200, election_min_ms: 500, election_max_ms: 750 }
+    }
+}
+
+impl Timing {
+    /// Above so many shards the heartbeats of idle groups would take a tenth of a core and more from each node.
+    const SHARDS_UNSTRETCHED_MAX: u32 = 128;
+
+    /// The timers of the shards of a cluster of this size: with many shards a dead leader is replaced later, so that
+    /// idle groups stay cheap (`docs/decisions/0006`).
+    fn of_shards(self, count: ShardCount) -> Self {
+        if count.get() <= Self::SHARDS_UNSTRETCHED_MAX {
+            return self;
+        }
+        let stretched = |ms: u64| ms.saturating_mul(5) / 2;
+        Self {
+            heartbeat_ms: stretched(self.heartbeat_ms),
+            election_min_ms: stretched(self.election_min_ms),
+            election_max_ms: stretched(self.election_max_ms),
+        }
     }
 }
 
@@ -186,8 +205,14 @@ impl Groups {
         self.inner.config.node
     }
 
-    pub(super) fn timing(&self) -> Timing {
-        self.inner.config.timing
+    pub(super) fn timing(&self, group: GroupId) -> Timing {
+        let timing = self.inner.config.timing;
+        let meta = self.meta();
+        let shards = meta.borrow().as_ref().map(|meta| meta.shard_count);
+        match (group, shards) {
+            (GroupId::Shard(_), Some(count)) => timing.of_shards(count),
+            (GroupId::Shard(_), None) | (GroupId::Meta, _) => timing,
+        }
     }
 
     pub(super) fn seed(&self) -> Option<u64> {
@@ -279,7 +304,7 @@ impl Groups {
             Err(error) => return Err(error.into()),
         };
         let transport = Transport::new(config.node, id, peers.clone());
-        let raft_config = Arc::new(raft_config(id, config)?);
+        let raft_config = Arc::new(raft_config(id, self.timing(id), config.log_entries_kept)?);
         let starting = Raft::new(config.node, raft_config, transport, log, state);
         let started = match config.seed {
             // Every group has a sequence of its own.
@@ -359,9 +384,9 @@ fn divide<'a>(
     (nodes, learners)
 }
 
-fn raft_config(group: GroupId, config: &GroupsConfig) -> Result<Config, Error> {
-    let Timing { heartbeat_ms, election_min_ms, election_max_ms } = config.timing;
-    let kept = config.log_entries_kept.max(1);
+fn raft_config(group: GroupId, timing: Timing, log_entries_kept: u64) -> Result<Config, Error> {
+    let Timing { heartbeat_ms, election_min_ms, election_max_ms } = timing;
+    let kept = log_entries_kept.max(1);
     let raft = Config {
         cluster_name: group.to_string(),
         heartbeat_interval: heartbeat_ms,
@@ -375,6 +400,9 @@ fn raft_config(group: GroupId, config: &GroupsConfig) -> Result<Config, Error> {
         // What is applied is not forced to disk, so a restarted leader may know less than it served: it must be elected.
         enable_leader_restore: Some(false),
         allow_log_reversion: Some(false),
+        // An entry goes to the followers while the leader's own disk works. It is a batch already: there is nothing to
+        // gain from waiting for another.
+        broadcast_submitted_on_append: Some(true),
         max_payload_entries: APPEND_ENTRIES_MAX,
         api_channel_size: Some(INBOX_MAX),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(kept),
@@ -405,9 +433,15 @@ mod tests {
 
     #[test]
     fn the_default_timers_are_valid() {
-        let timing = Timing::default();
-        let node = NodeId::new(1, 0);
-        let config = GroupsConfig { node, timing, log_entries_kept: 1000, seed: None };
-        assert!(raft_config(GroupId::Meta, &config).is_ok());
+        assert!(raft_config(GroupId::Meta, Timing::default(), 1000).is_ok());
+    }
+
+    #[test]
+    fn many_shards_have_slower_timers_that_are_valid_too() {
+        let of =
+            |count| Timing::default().of_shards(ShardCount::new(count).expect("a legal count"));
+        assert_eq!(of(128), Timing::default());
+        assert_eq!(of(129).heartbeat_ms, 500);
+        assert!(raft_config(GroupId::Meta, of(4096), 1000).is_ok());
     }
 }
