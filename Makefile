@@ -10,7 +10,7 @@ E2E_THREADS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev build test unit clients e2e chaos sim bench check fix doc
+.PHONY: help setup run dev build test unit clients e2e chaos sim sim-mutants bench check fix doc
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -44,8 +44,14 @@ e2e: ## run the tests of whole processes: make e2e ARGS=failover
 	$(CARGO) build --workspace --all-targets
 	$(CARGO) test --workspace --test e2e -- --test-threads $(E2E_THREADS) $(ARGS)
 
-sim: build ## run the simulation: make sim ARGS="--seeds 1..100"
+sim: build ## run the simulation: make sim ARGS="--seeds 100"
 	$(CHAOS) sim $(ARGS)
+
+sim-mutants: setup ## plant three mistakes, one after the other: the simulation must find each
+	$(CARGO) build --workspace --bin chaos --features drover-chaos/mutants
+	$(CHAOS) sim --mutant ack-before-commit
+	$(CHAOS) sim --mutant no-epoch-check
+	$(CHAOS) sim --mutant applied-index-outside-batch
 
 chaos: build ## kill nodes of a real cluster and check the promises: make chaos ARGS="--minutes 10"
 	$(CHAOS) kill $(ARGS)

@@ -24,3 +24,5 @@ pub mod ports;
 pub mod process;
 pub mod promises;
 pub mod sas;
+#[cfg(feature = "sim")]
+pub mod sim;

@@ -3,6 +3,8 @@
 mod bench;
 mod kill;
 mod load;
+#[cfg(feature = "sim")]
+mod sim;
 
 use std::io::Write as _;
 
@@ -25,6 +27,9 @@ enum Job {
     Bench(bench::Bench),
     /// Kill nodes of a cluster while devices send, and check what was kept.
     Kill(kill::Kill),
+    /// Run seeds of the simulation.
+    #[cfg(feature = "sim")]
+    Sim(sim::Sim),
 }
 
 impl Command {
@@ -33,6 +38,8 @@ impl Command {
             Job::Load(load) => load.run().await,
             Job::Bench(bench) => bench.run().await,
             Job::Kill(kill) => kill.run().await,
+            #[cfg(feature = "sim")]
+            Job::Sim(sim) => sim.run().await,
         }
     }
 }

@@ -3,8 +3,10 @@
 //! Each file is a promise. The checks are pure, so that their own tests can plant a violation and see it found: a check
 //! that cannot fail proves nothing.
 
+pub mod linearizable;
 pub mod p1_telemetry;
 pub mod p2_twin;
+pub mod twin_section;
 
 use serde::Serialize;
 

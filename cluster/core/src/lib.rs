@@ -10,6 +10,8 @@ pub mod document;
 pub mod ids;
 pub mod message;
 pub mod meta;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod placement;
 pub mod presence;
 pub mod shard;

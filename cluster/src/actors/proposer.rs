@@ -119,6 +119,8 @@ impl Proposer {
             return None;
         }
         let entry = encode_batch(at, proposals.iter().map(|proposal| &proposal.change));
+        #[cfg(feature = "mutants")]
+        let proposals = self.acknowledge_early(proposals);
         metrics::entry_proposed(proposals.len(), entry.len());
         let mut callers = Callers {
             replies: Vec::with_capacity(proposals.len()),
@@ -131,6 +133,27 @@ impl Proposer {
         }
         let group = self.group.clone();
         Some(Box::pin(async move { (callers, group.propose(entry).await) }))
+    }
+
+    /// The mutant that answers before anything is committed, with the offsets that messages would get if all goes well.
+    #[cfg(feature = "mutants")]
+    fn acknowledge_early(&self, mut proposals: Vec<Proposal>) -> Vec<Proposal> {
+        use drover_core::change::{Change, DeviceChange};
+        use drover_core::mutants::{Mutation, is_planted};
+        if !is_planted(Mutation::AcknowledgeBeforeCommit) {
+            return proposals;
+        }
+        let mut next = *self.group.stream_end().borrow();
+        for proposal in &mut proposals {
+            let change = crate::wire::request::decode_change(&proposal.change);
+            if let Ok(Change::Device(_, DeviceChange::Telemetry { messages, .. })) = change {
+                let count = messages.len() as u64;
+                let answer = Answer::Done(Done::Appended { first: next, count });
+                proposal.reply.answer_early(Ok(answer));
+                next = next.plus(count);
+            }
+        }
+        proposals
     }
 
     fn gather(&self, waiting: &mut VecDeque<Proposal>) -> Vec<Proposal> {

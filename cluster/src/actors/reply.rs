@@ -54,6 +54,14 @@ impl Waiting {
         self.answer(failure);
     }
 
+    /// For the mutant that acknowledges what is not committed.
+    #[cfg(feature = "mutants")]
+    pub(super) fn answer_early(&mut self, response: Response) {
+        if let Some(caller) = self.caller.take() {
+            caller.answer(response);
+        }
+    }
+
     /// From here on the outcome is unknown until Raft says it.
     pub(super) fn proposed(mut self) -> Proposed {
         Proposed { caller: self.caller.take(), _permits: std::mem::take(&mut self.permits) }

@@ -4,7 +4,7 @@
 //! same connection. While it is down every call fails at once; when it breaks, all that wait fail at once. Nothing is
 //! sent twice: repeating is the business of those who know what they asked.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -240,7 +240,7 @@ struct Calls {
 #[derive(Default)]
 struct Waiting {
     closed: bool,
-    by_id: HashMap<u64, oneshot::Sender<Body>>,
+    by_id: BTreeMap<u64, oneshot::Sender<Body>>,
 }
 
 impl Calls {

@@ -19,13 +19,13 @@ use crate::storage::Error;
 
 /// The single records of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
+pub enum Mark {
     Vote,
     Purged,
     Committed,
 }
 
-pub(super) fn mark_key(group: GroupId, mark: Mark) -> Vec<u8> {
+pub fn mark_key(group: GroupId, mark: Mark) -> Vec<u8> {
     let number = match mark {
         Mark::Vote => 0,
         Mark::Purged => 1,
@@ -39,11 +39,11 @@ pub(super) fn entry_key(group: GroupId, index: u64) -> Vec<u8> {
 }
 
 /// The keys of the entries with these indexes.
-pub(super) fn entry_keys(group: GroupId, indexes: Range<u64>) -> Range<Vec<u8>> {
+pub fn entry_keys(group: GroupId, indexes: Range<u64>) -> Range<Vec<u8>> {
     entry_key(group, indexes.start)..entry_key(group, indexes.end)
 }
 
-pub(super) fn entry_index(key: &[u8]) -> Result<u64, Error> {
+pub fn entry_index(key: &[u8]) -> Result<u64, Error> {
     let index = key.get(5..).and_then(|index| index.try_into().ok()).map(u64::from_be_bytes);
     index.ok_or_else(|| corrupt(format!("{key:02x?} is not the key of a log entry")))
 }
@@ -54,7 +54,7 @@ pub(super) fn encode_entry(entry: &Entry) -> Bytes {
 }
 
 /// The payload shares the memory of `value`.
-pub(super) fn decode_entry(index: u64, value: Bytes) -> Result<Entry, Error> {
+pub fn decode_entry(index: u64, value: Bytes) -> Result<Entry, Error> {
     let entry: record::LogEntry = decode("a log entry", value)?;
     let Some(payload) = entry.payload else {
         return Err(corrupt(format!("log entry {index} has a payload of an unknown kind")));

@@ -10,7 +10,7 @@ mod frames;
 pub mod group;
 pub mod groups;
 mod link;
-mod log_record;
+pub mod log_record;
 pub mod log_store;
 mod log_tail;
 mod messages;

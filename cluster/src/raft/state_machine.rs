@@ -197,6 +197,12 @@ impl StateMachine {
             let (key, value) = (keys::stream(self.group), record::stream_to_bytes(&self.stream));
             writes.push(Write::Put { table: Table::Group, key, value });
         }
+        #[cfg(feature = "mutants")]
+        if drover_core::mutants::is_planted(
+            drover_core::mutants::Mutation::AppliedIndexOutsideBatch,
+        ) {
+            self.storage.write(storage::Batch { writes: std::mem::take(&mut writes) })?;
+        }
         writes.push(self.position.write(self.group));
         self.storage.write(storage::Batch { writes })?;
         self.records.settle();

@@ -121,6 +121,11 @@ impl SimulatedDisk {
         self.lock().free_bytes = free_bytes;
     }
 
+    /// Changes how the disk behaves from now on.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
+        self.lock().behaviour = behaviour;
+    }
+
     /// How many writes would be at stake in a crash now.
     pub fn unsynced(&self) -> usize {
         self.lock().unsynced.len()

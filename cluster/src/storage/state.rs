@@ -70,6 +70,6 @@ pub(crate) fn decoded<T>(what: &str, value: Result<T, Invalid>) -> Result<T, Err
 }
 
 /// The raw record of how far a group has applied.
-pub(crate) fn applied(storage: &dyn Storage, group: GroupId) -> Result<Option<Bytes>, Error> {
+pub fn applied(storage: &dyn Storage, group: GroupId) -> Result<Option<Bytes>, Error> {
     storage.get(Table::Group, &keys::applied(group))
 }

@@ -1,0 +1,209 @@
+//! What goes wrong in a run, and when: periods of a few seconds, each with its own draw of faults, some of them quiet.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use drover_cluster::storage::simulated::Behaviour;
+use rand::Rng;
+use rand::rngs::StdRng;
+use turmoil::Sim;
+
+use super::history::History;
+use super::network::host;
+use super::node::Machine;
+use super::observe::Observer;
+use super::plan::{Fault, Plan, stream};
+
+/// A quarter of all periods has no fault: some bugs only show on an idle network.
+const QUIET: f64 = 0.25;
+/// How likely each fault of the plan is in a period.
+const LIKELY: f64 = 0.5;
+const SLOW: Duration = Duration::from_millis(250);
+
+/// What is to happen at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Crash(u32),
+    PowerCut,
+    Start(u32),
+    /// The links of a period are made whole.
+    Restore,
+    /// The next period is drawn.
+    Period,
+}
+
+pub(super) struct Faults {
+    draw: StdRng,
+    plan: Plan,
+    history: History,
+    /// By time in milliseconds, and by when it was planned.
+    due: BTreeMap<(u64, u64), Act>,
+    planned: u64,
+    down: BTreeMap<u32, ()>,
+    is_over: bool,
+}
+
+impl Faults {
+    pub(super) fn new(plan: &Plan, history: History, now_ms: u64) -> Self {
+        let draw = stream(plan.seed, "faults", 0);
+        let mut faults = Self {
+            draw,
+            plan: plan.clone(),
+            history,
+            due: BTreeMap::new(),
+            planned: 0,
+            down: BTreeMap::new(),
+            is_over: false,
+        };
+        faults.plan_at(now_ms, Act::Period);
+        faults
+    }
+
+    fn plan_at(&mut self, at_ms: u64, act: Act) {
+        self.planned += 1;
+        self.due.insert((at_ms, self.planned), act);
+    }
+
+    /// Does what is due.
+    pub(super) fn step(
+        &mut self,
+        now_ms: u64,
+        sim: &mut Sim<'_>,
+        machines: &[Machine],
+        observer: &mut Observer,
+    ) {
+        let failed = std::mem::take(&mut self.history.lock().failed);
+        for (node, _) in failed {
+            self.history.lock().counts.failed_syncs += 1;
+            self.crash(node, now_ms, sim, machines, observer);
+        }
+        while let Some(entry) = self.due.first_entry()
+            && entry.key().0 <= now_ms
+        {
+            match entry.remove() {
+                Act::Crash(node) => {
+                    self.history.lock().counts.crashes += 1;
+                    self.crash(node, now_ms, sim, machines, observer);
+                }
+                Act::PowerCut => {
+                    self.history.lock().counts.power_cuts += 1;
+                    for machine in machines {
+                        self.crash(machine.number, now_ms, sim, machines, observer);
+                    }
+                }
+                Act::Start(node) => self.start(node, sim),
+                Act::Restore => self.restore(sim),
+                Act::Period if self.is_over => {}
+                Act::Period => self.begin_period(now_ms, sim),
+            }
+        }
+    }
+
+    /// No faults from now on: links are whole, disks work, every node runs.
+    pub(super) fn end(&mut self, sim: &mut Sim<'_>, machines: &[Machine]) {
+        self.is_over = true;
+        self.history.note("the faults are over");
+        self.restore(sim);
+        for machine in machines {
+            machine.disk.set_behaviour(Behaviour { failing_syncs_per_mille: 0, ..self.plan.disk });
+        }
+        for node in std::mem::take(&mut self.down).into_keys() {
+            self.note_start(node);
+            sim.bounce(host(node));
+        }
+        self.due.clear();
+    }
+
+    fn crash(
+        &mut self,
+        node: u32,
+        now_ms: u64,
+        sim: &mut Sim<'_>,
+        machines: &[Machine],
+        observer: &mut Observer,
+    ) {
+        if self.down.insert(node, ()).is_some() {
+            return;
+        }
+        let disk = &machines[node as usize - 1].disk;
+        let unsynced = disk.unsynced();
+        self.history.note(format_args!("node {node} loses power with {unsynced} writes unsynced"));
+        self.history.lock().counts.unsynced_at_crash += unsynced as u64;
+        disk.crash();
+        sim.crash(host(node));
+        observer.forget(node);
+        let pause_ms = self.draw.random_range(50..3_000);
+        self.plan_at(now_ms + pause_ms, Act::Start(node));
+    }
+
+    fn start(&mut self, node: u32, sim: &mut Sim<'_>) {
+        if self.down.remove(&node).is_some() {
+            self.note_start(node);
+            sim.bounce(host(node));
+        }
+    }
+
+    fn note_start(&self, node: u32) {
+        self.history.note(format_args!("node {node} has power again"));
+    }
+
+    fn begin_period(&mut self, now_ms: u64, sim: &mut Sim<'_>) {
+        let length_ms = self.draw.random_range(2_000..6_000);
+        let end_ms = now_ms + length_ms;
+        self.plan_at(end_ms, Act::Restore);
+        self.plan_at(end_ms, Act::Period);
+        if self.draw.random_bool(QUIET) {
+            self.history.note("a quiet period");
+            self.history.lock().counts.quiet_periods += 1;
+            return;
+        }
+        for fault in self.plan.faults.clone() {
+            if self.draw.random_bool(LIKELY) {
+                self.begin(fault, now_ms, end_ms, sim);
+            }
+        }
+    }
+
+    fn begin(&mut self, fault: Fault, now_ms: u64, end_ms: u64, sim: &mut Sim<'_>) {
+        let node = self.draw.random_range(1..=self.plan.nodes);
+        let other = (node % self.plan.nodes) + 1;
+        let at_ms = self.draw.random_range(now_ms..end_ms);
+        self.history.note(format_args!("fault: {fault:?} of node {node}"));
+        match fault {
+            Fault::Crash => self.plan_at(at_ms, Act::Crash(node)),
+            Fault::PowerCut => self.plan_at(at_ms, Act::PowerCut),
+            Fault::Isolate => {
+                self.history.lock().counts.partitions += 1;
+                self.each_other(node, |other| sim.partition(host(node), host(other)));
+            }
+            Fault::OneWay => {
+                self.history.lock().counts.partitions += 1;
+                sim.partition_oneway(host(node), host(other));
+            }
+            Fault::Hold => {
+                self.history.lock().counts.holds += 1;
+                self.each_other(node, |other| sim.hold(host(node), host(other)));
+            }
+            Fault::Slow => {
+                self.history.lock().counts.slow_periods += 1;
+                sim.set_max_message_latency(SLOW);
+            }
+        }
+    }
+
+    fn each_other(&self, node: u32, mut act: impl FnMut(u32)) {
+        (1..=self.plan.nodes).filter(|other| *other != node).for_each(&mut act);
+    }
+
+    fn restore(&self, sim: &mut Sim<'_>) {
+        sim.set_max_message_latency(self.plan.latency_max);
+        for node in 1..=self.plan.nodes {
+            self.each_other(node, |other| {
+                if other > node {
+                    sim.release(host(node), host(other));
+                    sim.repair(host(node), host(other));
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The simulation: whole nodes above storage in one process, on virtual time, with power losses and partitions.
+//!
+//! [`plan`] draws a run from a seed, `node` is a machine with the unchanged product on it, `workload` its clients,
+//! `faults` what goes wrong, `observe` looks at the disks meanwhile, and [`verdict`] holds what clients saw against what
+//! the disks hold. One seed gives one run, event by event: that needs a process of its own for each seed, because a few
+//! statics of libraries would carry over. [`seeds`] starts those processes.
+
+mod clock;
+mod faults;
+mod history;
+mod network;
+mod node;
+mod observe;
+pub mod plan;
+pub mod seeds;
+pub mod verdict;
+mod workload;
+
+pub use history::Counts;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use turmoil::Sim;
+
+use crate::promises::Violation;
+use faults::Faults;
+use history::{History, Phase};
+use node::Machine;
+use observe::Observer;
+use plan::Plan;
+use verdict::{Evidence, Verdict};
+
+const TICK: Duration = Duration::from_millis(1);
+const LOOK_EVERY_MS: u64 = 500;
+/// A cluster is made within this.
+const START_MS_MAX: u64 = 60_000;
+/// After the last fault every shard accepts writes and all replicas agree within this (I-38).
+const HEAL_MS_MAX: u64 = 30_000;
+/// Segments that a socket holds.
+const SOCKET_SEGMENTS: usize = 4_096;
+
+/// Runs a plan to its end, on this thread.
+pub fn run(plan: Plan) -> Verdict {
+    let mut run = Run::new(plan);
+    run.carry_out();
+    run.judge()
+}
+
+struct Run {
+    plan: Rc<Plan>,
+    history: History,
+    machines: Vec<Machine>,
+    devices: Rc<Vec<drover_cluster::core::ids::DeviceId>>,
+    observer: Observer,
+    sim: Sim<'static>,
+}
+
+impl Run {
+    fn new(plan: Plan) -> Self {
+        let plan = Rc::new(plan);
+        let history = History::new();
+        let devices = Rc::new(node::devices(&plan));
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(plan.seed)
+            .epoch(UNIX_EPOCH)
+            .tick_duration(TICK)
+            .simulation_duration(Duration::from_secs(3_600))
+            .min_message_latency(TICK)
+            .max_message_latency(plan.latency_max)
+            .tcp_capacity(SOCKET_SEGMENTS)
+            .enable_random_order()
+            .build();
+        let machines: Vec<_> = (1..=plan.nodes)
+            .map(|number| {
+                Machine::new(number, Rc::clone(&plan), Rc::clone(&devices), history.clone())
+            })
+            .collect();
+        for machine in &machines {
+            let machine = machine.clone();
+            sim.host(network::host(machine.number), move || machine.clone().live());
+        }
+        let observer = Observer::new(history.clone(), plan.shards);
+        Self { plan, history, machines, devices, observer, sim }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.sim.elapsed().as_millis() as u64
+    }
+
+    fn carry_out(&mut self) {
+        let started = |run: &mut Self| {
+            let finished = run.history.lock().finished.len();
+            finished > run.plan.nodes as usize
+        };
+        if !self.step_until(START_MS_MAX, None, started) {
+            return self.give_up("I-38 start", "the cluster did not start");
+        }
+        self.enter(Phase::Load);
+        let mut faults = Faults::new(&self.plan, self.history.clone(), self.now_ms());
+        self.step_until(self.plan.faults_ms, Some(&mut faults), |_| false);
+        faults.end(&mut self.sim, &self.machines);
+        self.enter(Phase::Heal);
+        let healed_ms = self.now_ms();
+        self.step_until(HEAL_MS_MAX / 3, Some(&mut faults), |_| false);
+        self.enter(Phase::Final);
+        self.history.lock().finished.clear();
+        let left_ms = HEAL_MS_MAX - (self.now_ms() - healed_ms);
+        let nodes = self.plan.nodes;
+        let finished = |run: &mut Self| {
+            (1..=nodes).all(|node| run.history.lock().finished.get(&node) == Some(&true))
+        };
+        if !self.step_until(left_ms, Some(&mut faults), finished) {
+            return self.give_up("I-38 heal", "not every node could write and read everything");
+        }
+        if !self.step_until(left_ms, Some(&mut faults), Self::replicas_agree) {
+            self.give_up("I-38 heal", "the replicas have not come together");
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.history.note(format_args!("phase {phase:?}"));
+        self.history.lock().phase = phase;
+    }
+
+    fn give_up(&self, invariant: &'static str, seen: &str) {
+        self.history.violate(Violation::new(invariant, "the cluster", seen));
+    }
+
+    /// Steps until `is_done`, at the most for so long. Whether it was done.
+    fn step_until(
+        &mut self,
+        ms: u64,
+        mut faults: Option<&mut Faults>,
+        is_done: impl Fn(&mut Self) -> bool,
+    ) -> bool {
+        let until_ms = self.now_ms() + ms;
+        while self.now_ms() < until_ms {
+            if let Err(error) = self.sim.step() {
+                self.give_up("no panic", &error.to_string());
+                return true;
+            }
+            let now_ms = self.now_ms();
+            if let Some(faults) = &mut faults {
+                faults.step(now_ms, &mut self.sim, &self.machines, &mut self.observer);
+            }
+            if now_ms.is_multiple_of(LOOK_EVERY_MS) {
+                for machine in &self.machines {
+                    self.observer.look(machine.number, &machine.disk);
+                }
+            }
+            if now_ms.is_multiple_of(10) && is_done(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether every group is equally far on all its replicas. That they then hold the same is checked by the look.
+    fn replicas_agree(&mut self) -> bool {
+        let mut standings: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for machine in &self.machines {
+            for (group, standing) in self.observer.look(machine.number, &machine.disk) {
+                if standing.applied > 0 {
+                    standings.entry(group).or_default().push(standing);
+                }
+            }
+        }
+        let agree = |standings: &Vec<observe::Standing>| {
+            standings
+                .iter()
+                .all(|standing| *standing == standings[0] && standing.applied == standing.last)
+        };
+        standings.len() == self.observer.groups().count() && standings.values().all(agree)
+    }
+
+    fn judge(self) -> Verdict {
+        let simulated_ms = self.now_ms();
+        let mut history = self.history.lock();
+        let evidence = Evidence {
+            plan: &self.plan,
+            history: &mut history,
+            observer: &self.observer,
+            machines: &self.machines,
+            devices: &self.devices,
+        };
+        verdict::judge(evidence, simulated_ms)
+    }
+}

@@ -1,0 +1,215 @@
+//! One simulated machine: a disk that outlives its node, and the node, started again after each crash.
+//!
+//! The node is the product above storage, unchanged: cluster, actors, Raft, peers. Its clients run on the same machine
+//! and are lost with it.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_cluster::actors::cluster::Initialization;
+use drover_cluster::actors::config::Config;
+use drover_cluster::core::change::{DeviceSpec, Refusal};
+use drover_cluster::core::device::{Authentication, Key, Status};
+use drover_cluster::core::document::Object;
+use drover_cluster::core::ids::{DeviceId, NodeId};
+use drover_cluster::core::meta::Member;
+use drover_cluster::core::stream::Retention;
+use drover_cluster::raft::peers::{Peers, PeersConfig};
+use drover_cluster::storage::simulated::SimulatedDisk;
+use drover_cluster::{Cluster, Error};
+use rand::Rng;
+use tokio::time::sleep;
+
+use super::clock::SkewedClock;
+use super::history::{History, Phase};
+use super::network::{SimulatedNetwork, address};
+use super::plan::{Plan, stream};
+use super::workload::Workload;
+use crate::promises::Violation;
+
+const POLL: Duration = Duration::from_millis(50);
+/// A snapshot of a few hundred records fits into a deadline many times; what waits longer is lost.
+const DEADLINE: Duration = Duration::from_secs(4);
+
+/// A machine. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Machine {
+    pub(super) number: u32,
+    pub(super) disk: SimulatedDisk,
+    plan: Rc<Plan>,
+    devices: Rc<Vec<DeviceId>>,
+    history: History,
+    lives: Rc<Cell<u64>>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        number: u32,
+        plan: Rc<Plan>,
+        devices: Rc<Vec<DeviceId>>,
+        history: History,
+    ) -> Self {
+        let seed = stream(plan.seed, "disk", u64::from(number)).random();
+        let disk = SimulatedDisk::new(seed, plan.disk);
+        Self { number, disk, plan, devices, history, lives: Rc::default() }
+    }
+
+    /// One life of the node, until its machine loses power.
+    pub(super) async fn live(self) -> turmoil::Result {
+        let life = self.lives.replace(self.lives.get() + 1);
+        self.history.note(format_args!("node {} starts its life {life}", self.number));
+        let cluster = match self.start(life).await {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                self.fail(error.to_string());
+                return std::future::pending().await;
+            }
+        };
+        let work = self.work(cluster.clone(), life);
+        let watch = async {
+            let problem = cluster.fatal().await;
+            self.fail(problem);
+        };
+        tokio::select! {
+            biased;
+            () = watch => {}
+            () = work => {}
+        }
+        // A process that has ended does nothing more; the machine is still there.
+        drop(cluster);
+        std::future::pending().await
+    }
+
+    async fn start(&self, life: u64) -> Result<Cluster, Error> {
+        let node = NodeId::new(self.number, 0);
+        let mut draw = stream(self.plan.seed, "life", u64::from(self.number) << 32 | life);
+        let members = (1..=self.plan.nodes).map(|number| (NodeId::new(number, 0), address(number)));
+        let peers = PeersConfig {
+            node,
+            members: members.collect(),
+            cluster_id: None,
+            network: Arc::new(SimulatedNetwork),
+            seed: Some(draw.random()),
+        };
+        let (peers, incoming) = Peers::start(peers);
+        let ahead = stream(self.plan.seed, "clock", u64::from(self.number))
+            .random_range(0..=self.plan.skew_ms_max);
+        let mut config = Config::new(node);
+        config.seed = Some(draw.random());
+        config.clock = Arc::new(SkewedClock { ahead_ms: ahead });
+        config.log_entries_kept = self.plan.log_entries_kept;
+        config.retention = Retention { age_ms_max: None, bytes_max: None };
+        config.limits.deadline = DEADLINE;
+        Cluster::start(config, Arc::new(self.disk.open()), peers, incoming).await
+    }
+
+    /// The store of a node may fail by its own; anything else that ends a node is a finding.
+    fn fail(&self, problem: String) {
+        self.history.note(format_args!("node {} ends itself: {problem}", self.number));
+        if problem.contains("has lost what it acknowledged") || problem.contains("corrupt") {
+            let subject = format!("node {}", self.number);
+            self.history.violate(Violation::new("I-33 nothing forgotten", subject, &problem));
+        }
+        self.history.lock().failed.insert(self.number, problem);
+    }
+
+    async fn work(&self, cluster: Cluster, life: u64) {
+        if self.number == 1 && self.history.phase() == Phase::Start {
+            self.initialize(&cluster).await;
+        }
+        while let Err(missing) = cluster.ready() {
+            tracing::trace!(missing, "not ready");
+            sleep(POLL).await;
+        }
+        self.history.note(format_args!("node {} is ready", self.number));
+        self.history.lock().finished.insert(self.number, false);
+        if self.number == 1 && self.history.phase() == Phase::Start {
+            self.create_devices(&cluster).await;
+        }
+        while self.history.phase() == Phase::Start {
+            sleep(POLL).await;
+        }
+        let workload = Workload {
+            node: self.number,
+            cluster,
+            plan: Rc::clone(&self.plan),
+            devices: Rc::clone(&self.devices),
+            history: self.history.clone(),
+        };
+        workload.run(life).await;
+    }
+
+    async fn initialize(&self, cluster: &Cluster) {
+        let member = |number| Member {
+            peer_address: address(number),
+            admin_address: String::new(),
+            zone: String::new(),
+        };
+        let members = (1..=self.plan.nodes).map(|number| (NodeId::new(number, 0), member(number)));
+        let initialization = Initialization {
+            members: members.collect(),
+            shard_count: self.plan.shards,
+            replication_factor: 3,
+        };
+        // Repeated, because the others may not listen yet.
+        while let Err(error) = cluster.initialize(initialization.clone()).await {
+            self.history.note(format_args!("the cluster is not initialized: {error}"));
+            sleep(POLL).await;
+            if cluster.ready().is_ok() {
+                return;
+            }
+        }
+    }
+
+    async fn create_devices(&self, cluster: &Cluster) {
+        for device in self.devices.iter() {
+            loop {
+                match cluster.create_device(device.clone(), spec()).await {
+                    Ok(_) | Err(Error::Refused(Refusal::DeviceAlreadyExists { .. })) => break,
+                    Err(error) => {
+                        self.history.note(format_args!("{device} is not created: {error}"));
+                        sleep(POLL).await;
+                    }
+                }
+            }
+            super::workload::note_initial(cluster, device, &self.history).await;
+        }
+        self.history.note("every device is created");
+        self.history.lock().finished.insert(0, true);
+    }
+}
+
+fn spec() -> DeviceSpec {
+    let key = |byte| Key::new(vec![byte; 32]).expect("32 bytes are a legal key");
+    DeviceSpec {
+        status: Status::Enabled,
+        status_reason: None,
+        authentication: Authentication::Sas { primary: key(1), secondary: key(2) },
+        tags: Object::new(),
+        desired: Object::new(),
+    }
+}
+
+/// Ids of devices, so many in all, of which every shard has some.
+pub(super) fn devices(plan: &Plan) -> Vec<DeviceId> {
+    use drover_cluster::core::ids::{ShardCount, ShardId};
+    let shards = ShardCount::new(plan.shards).expect("a plan has a few shards");
+    let each = plan.devices.div_ceil(plan.shards as usize);
+    let mut chosen = Vec::new();
+    let mut of_shard: BTreeMap<u32, usize> = BTreeMap::new();
+    for number in 0_u32.. {
+        if chosen.len() >= each * plan.shards as usize {
+            break;
+        }
+        let id: DeviceId = format!("device-{number:03}").parse().expect("a legal id");
+        let count = of_shard.entry(ShardId::of(&id, shards).number()).or_default();
+        if *count < each {
+            *count += 1;
+            chosen.push(id);
+        }
+    }
+    chosen
+}

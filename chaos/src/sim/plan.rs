@@ -1,0 +1,104 @@
+//! What one simulated run does, drawn from its seed: a different mixture of machines, timing and faults each time.
+
+use std::time::Duration;
+
+use drover_cluster::storage::simulated::Behaviour;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Simulated time with faults. Most of what breaks breaks within seconds; more seeds find more than longer runs.
+const FAULTS_MS: u64 = 25_000;
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: u32,
+    pub shards: u32,
+    pub devices: usize,
+    pub faults_ms: u64,
+    pub disk: Behaviour,
+    pub latency_max: Duration,
+    /// Entries of a log that are kept: few, and followers that lag get snapshots.
+    pub log_entries_kept: u64,
+    /// How long a client waits between two requests, at the most.
+    pub pause_ms_max: u64,
+    /// By how much the wall clocks of nodes differ, at the most.
+    pub skew_ms_max: u64,
+    pub faults: Vec<Fault>,
+}
+
+/// What a period of faults may contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A node loses its power, and what was not synced.
+    Crash,
+    /// All nodes do, at once.
+    PowerCut,
+    /// A node and the others do not hear each other.
+    Isolate,
+    /// One direction between two nodes is cut.
+    OneWay,
+    /// What a node sends is kept back, and arrives later.
+    Hold,
+    /// Messages take much longer.
+    Slow,
+}
+
+impl Fault {
+    pub const ALL: [Self; 6] =
+        [Self::Crash, Self::PowerCut, Self::Isolate, Self::OneWay, Self::Hold, Self::Slow];
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let mut draw = stream(seed, "plan", 0);
+        let nodes = if draw.random_bool(0.15) { 5 } else { 3 };
+        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| draw.random_bool(0.7)).collect();
+        if !faults.contains(&Fault::Crash) && !faults.contains(&Fault::PowerCut) {
+            faults.push(Fault::Crash);
+        }
+        Self {
+            seed,
+            nodes,
+            shards: draw.random_range(2..=4),
+            devices: draw.random_range(4..=8),
+            faults_ms: FAULTS_MS,
+            disk: Behaviour {
+                sync_us_max: [500, 5_000, 30_000][draw.random_range(0..3)],
+                failing_syncs_per_mille: u32::from(draw.random_bool(0.2)),
+            },
+            latency_max: Duration::from_millis([2, 10, 40][draw.random_range(0..3)]),
+            log_entries_kept: if draw.random_bool(0.3) { 300 } else { 100_000 },
+            pause_ms_max: [60, 200, 500][draw.random_range(0..3)],
+            skew_ms_max: [0, 100, 3_600_000][draw.random_range(0..3)],
+            faults,
+        }
+    }
+}
+
+/// Random numbers of one purpose: what one draws changes nothing for the others.
+pub(super) fn stream(seed: u64, purpose: &str, number: u64) -> StdRng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&number.to_le_bytes());
+    for (place, byte) in key[16..].iter_mut().zip(purpose.bytes()) {
+        *place = byte;
+    }
+    StdRng::from_seed(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_draw_every_fault_and_every_size() {
+        let plans: Vec<_> = (0..200).map(Plan::new).collect();
+        for fault in Fault::ALL {
+            assert!(plans.iter().any(|plan| plan.faults.contains(&fault)), "{fault:?}");
+        }
+        assert!(plans.iter().any(|plan| plan.nodes == 5));
+        assert!(plans.iter().any(|plan| plan.disk.failing_syncs_per_mille > 0));
+    }
+}
