@@ -203,7 +203,13 @@ impl Router {
         let leadership = self.groups.get(group).map(|group| group.leadership());
         let changed = async {
             match leadership {
-                Some(mut leadership) => drop(leadership.changed().await),
+                Some(mut leadership) => {
+                    // What the group's own receiver has not seen is no news: without this, nobody would wait.
+                    leadership.mark_unchanged();
+                    if leadership.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
                 None => std::future::pending().await,
             }
         };
