@@ -400,9 +400,6 @@ fn raft_config(group: GroupId, timing: Timing, log_entries_kept: u64) -> Result<
         // What is applied is not forced to disk, so a restarted leader may know less than it served: it must be elected.
         enable_leader_restore: Some(false),
         allow_log_reversion: Some(false),
-        // An entry goes to the followers while the leader's own disk works. It is a batch already: there is nothing to
-        // gain from waiting for another.
-        broadcast_submitted_on_append: Some(true),
         max_payload_entries: APPEND_ENTRIES_MAX,
         api_channel_size: Some(INBOX_MAX),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(kept),
