@@ -1,6 +1,6 @@
 //! What goes wrong in a run, and when: periods of a few seconds, each with its own draw of faults, some of them quiet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use drover_cluster::storage::simulated::Behaviour;
@@ -39,7 +39,7 @@ pub(super) struct Faults {
     /// By time in milliseconds, and by when it was planned.
     due: BTreeMap<(u64, u64), Act>,
     planned: u64,
-    down: BTreeMap<u32, ()>,
+    down: BTreeSet<u32>,
     is_over: bool,
 }
 
@@ -52,7 +52,7 @@ impl Faults {
             history,
             due: BTreeMap::new(),
             planned: 0,
-            down: BTreeMap::new(),
+            down: BTreeSet::new(),
             is_over: false,
         };
         faults.plan_at(now_ms, Act::Period);
@@ -107,7 +107,7 @@ impl Faults {
         for machine in machines {
             machine.disk.set_behaviour(Behaviour { failing_syncs_per_mille: 0, ..self.plan.disk });
         }
-        for node in std::mem::take(&mut self.down).into_keys() {
+        for node in std::mem::take(&mut self.down) {
             self.note_start(node);
             sim.bounce(host(node));
         }
@@ -122,7 +122,7 @@ impl Faults {
         machines: &[Machine],
         observer: &mut Observer,
     ) {
-        if self.down.insert(node, ()).is_some() {
+        if !self.down.insert(node) {
             return;
         }
         let disk = &machines[node as usize - 1].disk;
@@ -137,7 +137,7 @@ impl Faults {
     }
 
     fn start(&mut self, node: u32, sim: &mut Sim<'_>) {
-        if self.down.remove(&node).is_some() {
+        if self.down.remove(&node) {
             self.note_start(node);
             sim.bounce(host(node));
         }

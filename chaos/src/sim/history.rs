@@ -187,7 +187,8 @@ impl Inner {
 
     pub(super) fn trace(&self) -> String {
         let digest = self.hash.clone().finalize();
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        let shown: [u8; 8] = *digest.first_chunk().expect("a digest is longer");
+        format!("{:016x}", u64::from_be_bytes(shown))
     }
 
     pub(super) fn events(&self) -> u64 {

@@ -66,7 +66,7 @@ impl Run {
             .rng_seed(plan.seed)
             .epoch(UNIX_EPOCH)
             .tick_duration(TICK)
-            .simulation_duration(Duration::from_secs(3_600))
+            .simulation_duration(Duration::from_hours(1))
             .min_message_latency(TICK)
             .max_message_latency(plan.latency_max)
             .tcp_capacity(SOCKET_SEGMENTS)

@@ -204,9 +204,9 @@ fn check_fencing(history: &Inner, streams: &BTreeMap<u32, Vec<StoredMessage>>) -
         .collect();
     let mut violations = Vec::new();
     for append in &history.appends {
-        let newer = history.opened.get(&append.device).into_iter().flatten();
+        let mut connections = history.opened.get(&append.device).into_iter().flatten();
         let Some(replaced) =
-            newer.filter(|opened| opened.epoch > append.epoch && opened.at < append.begun).next()
+            connections.find(|opened| opened.epoch > append.epoch && opened.at < append.begun)
         else {
             continue;
         };

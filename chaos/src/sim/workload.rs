@@ -295,7 +295,7 @@ impl Workload {
             self.pause(&mut draw, 1).await;
             let device = &self.devices[draw.random_range(0..self.devices.len())];
             match draw.random_range(0..10) {
-                0..4 => self.desire(device, &known, &mut draw).await,
+                0..4 => self.desire(device, known.as_ref(), &mut draw).await,
                 4..8 => known = self.read_twin(device).await,
                 _ => self.read_stream(&mut draw).await,
             }
@@ -303,7 +303,7 @@ impl Workload {
     }
 
     /// `known` is a device and its twin as it was read some time ago, which conditions name.
-    async fn desire(&self, device: &DeviceId, known: &Option<(DeviceId, Twin)>, draw: &mut StdRng) {
+    async fn desire(&self, device: &DeviceId, known: Option<&(DeviceId, Twin)>, draw: &mut StdRng) {
         let (device, condition) = match known {
             Some((device, twin)) if draw.random_bool(0.5) => {
                 let version = WriteCondition::Version(twin.desired.version.get());

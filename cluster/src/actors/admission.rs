@@ -111,7 +111,7 @@ mod tests {
         assert!(!bucket.take(1, start));
         assert!(bucket.take(1, start + Duration::from_millis(100)));
         assert!(!bucket.take(1, start + Duration::from_millis(150)));
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert!(bucket.take(8, later), "a batch larger than the burst passes a full bucket");
         assert!(!bucket.take(1, later + Duration::from_millis(300)), "and is paid for afterwards");
     }

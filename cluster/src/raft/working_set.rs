@@ -28,7 +28,7 @@ pub(super) struct WorkingSet {
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
     pub(super) records: Records,
-    twin_is_loaded: bool,
+    has_twin: bool,
     pub(super) device_changed: bool,
     pub(super) twin_changed: bool,
     /// Of the records as they are stored.
@@ -50,9 +50,9 @@ impl WorkingSet {
             self.touched.insert(id.clone(), loaded);
         }
         let loaded = self.touched.get_mut(id).expect("it was there or has just been put there");
-        if twin && !loaded.twin_is_loaded {
+        if twin && !loaded.has_twin {
             loaded.records.twin = state::twin(&*self.storage, self.group, id)?;
-            loaded.twin_is_loaded = true;
+            loaded.has_twin = true;
         }
         Ok(loaded)
     }

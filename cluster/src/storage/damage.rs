@@ -157,9 +157,12 @@ async fn after_a_failed_fsync_nothing_is_answered_any_more() {
     let storage = {
         let broken = Arc::clone(&broken);
         RocksStorage::open_with(settings(folder.path()), move |_| {
-            Box::new(move || match broken.load(Ordering::SeqCst) {
-                true => Err(Error::Io { what: "fsync: input/output error".into() }),
-                false => Ok(()),
+            Box::new(move || {
+                if broken.load(Ordering::SeqCst) {
+                    Err(Error::Io { what: "fsync: input/output error".into() })
+                } else {
+                    Ok(())
+                }
             })
         })
         .expect("a new store")

@@ -62,10 +62,11 @@ fn run(
             let last = last.unwrap_or_default();
             let failed = read.is_err();
             let chunk = read.map(|records| Chunk { table, records });
-            if (last.is_some() || failed) && chunks.blocking_send(chunk).is_err() || failed {
-                return; // nobody wants the rest, or it cannot be read
+            if last.is_none() && !failed {
+                break; // the table has ended, and its last chunk is empty
             }
-            let Some(mut last) = last else { break };
+            let unwanted = chunks.blocking_send(chunk).is_err();
+            let Some(mut last) = last.filter(|_| !unwanted) else { return };
             last.push(0);
             from = last;
         }

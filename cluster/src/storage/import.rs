@@ -197,7 +197,8 @@ fn link_files(table: Table, folder: &Path) -> Result<Vec<PathBuf>, Error> {
     for entry in fs::read_dir(folder).map_err(|error| of_file(folder, &error))? {
         let file = entry.map_err(|error| of_file(folder, &error))?.path();
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !name.starts_with(&prefix) || !name.ends_with(".sst") {
+        let is_table = file.extension().is_some_and(|extension| extension == "sst");
+        if !name.starts_with(&prefix) || !is_table {
             continue;
         }
         let link = file.with_extension("link");

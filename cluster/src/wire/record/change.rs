@@ -46,6 +46,10 @@ fn change_to_record(change: &Change) -> record::Change {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all others are a device's, which are matched one by one"
+)]
 fn change_from_record(change: record::Change) -> Result<Change, Invalid> {
     match required("change.kind", change.kind)? {
         Kind::CommitCursor(record::Cursor { group, next }) => {
