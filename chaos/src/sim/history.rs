@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -102,6 +103,8 @@ pub(super) struct History {
 }
 
 pub(super) struct Inner {
+    /// The simulated time when the hosts had their last turn.
+    pub(super) now: Duration,
     events: u64,
     hash: Sha256,
     recent: VecDeque<String>,
@@ -131,6 +134,7 @@ pub(super) struct Begun<T> {
 impl History {
     pub(super) fn new() -> Self {
         let inner = Inner {
+            now: Duration::ZERO,
             events: 0,
             hash: Sha256::new(),
             recent: VecDeque::new(),
@@ -172,7 +176,8 @@ impl History {
 
 impl Inner {
     pub(super) fn note(&mut self, event: impl Display) -> u64 {
-        let now = turmoil::sim_elapsed().unwrap_or_default();
+        // Outside of a host there is no simulated clock to ask.
+        let now = turmoil::sim_elapsed().unwrap_or(self.now);
         let line = format!("{:>10.4} {event}", now.as_secs_f64());
         self.hash.update(line.as_bytes());
         self.hash.update(b"\n");

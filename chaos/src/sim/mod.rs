@@ -141,6 +141,7 @@ impl Run {
                 self.give_up("no panic", &error.to_string());
                 return true;
             }
+            self.history.lock().now = self.sim.elapsed();
             let now_ms = self.now_ms();
             if let Some(faults) = &mut faults {
                 faults.step(now_ms, &mut self.sim, &self.machines, &mut self.observer);

@@ -68,14 +68,14 @@ impl Machine {
                 return std::future::pending().await;
             }
         };
-        let work = self.work(cluster.clone(), life);
-        let watch = async {
-            let problem = cluster.fatal().await;
-            self.fail(problem);
+        let work = async {
+            self.work(cluster.clone(), life).await;
+            // A node whose clients have finished still serves those of the others.
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             biased;
-            () = watch => {}
+            problem = cluster.fatal() => self.fail(problem),
             () = work => {}
         }
         // A process that has ended does nothing more; the machine is still there.
