@@ -24,6 +24,8 @@ const RESTART_TIMEOUT: Duration = Duration::from_mins(2);
 /// Half of what a busy machine does: CPU a message is compared at a rate that is always reached.
 const GROWTH_RATE: u32 = 2_000;
 const FILES: u32 = 65_536;
+/// The node that is killed and started again.
+const RESTARTED: usize = 2;
 
 pub(super) async fn all(sitting: &mut Sitting) {
     let limit = process::raise_file_limit(FILES).await;
@@ -117,11 +119,9 @@ async fn much(sitting: &mut Sitting) -> anyhow::Result<()> {
     let messages = sitting.options.scaled(1_000_000);
     nodes.admin().create_devices(&fleet, 0..100).await?;
     let few = cpu_per_message(sitting, &nodes, &fleet, 100).await?;
-    sleep(SETTLE).await;
-    let before = nodes.usage()?.rss_bytes;
+    let before = rss_of_restarted(&mut nodes).await?;
     nodes.admin().create_devices(&fleet, 100..devices).await?;
-    sleep(SETTLE * 2).await;
-    let grown = nodes.usage()?.rss_bytes as f64 - before as f64;
+    let grown = rss_of_restarted(&mut nodes).await? - before;
     sitting.add(Row::Offline, System::Drover3, "bytes a device", vec![grown / devices as f64]);
     let many = cpu_per_message(sitting, &nodes, &fleet, 1_000).await?;
     let empty = disk_bytes(nodes.folder()).await?;
@@ -136,12 +136,22 @@ async fn much(sitting: &mut Sitting) -> anyhow::Result<()> {
     let per_message = disk as f64 / messages as f64 / nodes.count() as f64;
     sitting.add(Row::Growth, drover, "bytes of disk a message and replica", vec![per_message]);
     if sitting.options.wants(Row::Restart) {
-        nodes.kill(2).await?;
-        nodes.restart(2)?;
-        let ready = nodes.until_answers(2, RESTART_TIMEOUT).await?;
+        nodes.kill(RESTARTED).await?;
+        nodes.restart(RESTARTED)?;
+        let ready = nodes.until_answers(RESTARTED, RESTART_TIMEOUT).await?;
         sitting.add(Row::Restart, drover, "s until ready", vec![ready.as_secs_f64()]);
     }
     nodes.check_alive()
+}
+
+/// What a node takes that has just come back and serves nobody: what it needs to know of each registered device, without
+/// what caches hold of those that were used.
+async fn rss_of_restarted(nodes: &mut Nodes) -> anyhow::Result<f64> {
+    nodes.kill(RESTARTED).await?;
+    nodes.restart(RESTARTED)?;
+    nodes.until_answers(RESTARTED, RESTART_TIMEOUT).await?;
+    sleep(SETTLE * 3).await;
+    Ok(nodes.usage_of(RESTARTED)?.rss_bytes as f64)
 }
 
 async fn cpu_per_message(

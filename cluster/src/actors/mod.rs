@@ -28,6 +28,7 @@ mod initial;
 mod live;
 mod node;
 mod outbox;
+mod pace;
 mod proposer;
 mod reply;
 mod retain;

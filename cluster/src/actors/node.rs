@@ -12,6 +12,7 @@ use drover_core::ids::{DeviceId, GroupId, LogTime, NodeId, ShardId};
 use drover_core::meta::Meta;
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::error;
 
 use super::admission::Gauge;
@@ -93,6 +94,7 @@ pub(super) struct NodeActor;
 
 pub(super) struct NodeState {
     shared: Arc<Shared>,
+    started: Instant,
     running: BTreeMap<ShardId, Replica>,
 }
 
@@ -106,7 +108,7 @@ impl Actor for NodeActor {
         _myself: ActorRef<NodeMsg>,
         shared: Arc<Shared>,
     ) -> Result<NodeState, ActorProcessingErr> {
-        Ok(NodeState { shared, running: BTreeMap::new() })
+        Ok(NodeState { shared, started: Instant::now(), running: BTreeMap::new() })
     }
 
     async fn handle(
@@ -189,10 +191,11 @@ impl NodeState {
         let Shared { config, storage, peers, sessions, live, .. } = &*self.shared;
         let (node, limits) = (config.node, config.limits.clone());
         let (storage, clock) = (Arc::clone(storage), Arc::clone(&config.clock));
+        let started = self.started;
         let proposed = group.clone();
         let proposer = move |shard: ActorRef<ShardMsg>, queue| {
             let group = proposed;
-            Proposer { node, group, shard, storage, clock, limits, queue, growth }
+            Proposer { node, group, shard, storage, clock, limits, queue, started, growth }
         };
         ShardArguments {
             shard,

@@ -21,6 +21,7 @@ use tracing::warn;
 
 use super::clock::Clock;
 use super::config::Limits;
+use super::pace::Pace;
 use super::reply::{Proposed, Waiting};
 use super::shard::ShardMsg;
 use crate::metrics;
@@ -58,6 +59,8 @@ pub(super) struct Proposer {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) limits: Limits,
     pub(super) queue: mpsc::Receiver<Proposal>,
+    /// When the node started: its shards keep pace together.
+    pub(super) started: Instant,
     /// Where the stream ends, for those who wait for more.
     pub(super) growth: watch::Sender<Offset>,
 }
@@ -79,8 +82,13 @@ impl Proposer {
         let mut arrived = Vec::new();
         let mut in_flight: FuturesOrdered<InFlight> = FuturesOrdered::new();
         let mut last = LogTime::new(0);
+        let mut pace = Pace::new(self.started);
         loop {
-            while !waiting.is_empty() && in_flight.len() < self.limits.entries_in_flight_max {
+            while !waiting.is_empty()
+                && in_flight.len() < self.limits.entries_in_flight_max
+                && pace.may_leave(waiting.len(), Instant::now())
+            {
+                pace.left(waiting.len());
                 last = last.max(self.clock.now());
                 if let Some(entry) = self.next_entry(&mut waiting, last) {
                     in_flight.push_back(entry);
@@ -99,6 +107,8 @@ impl Proposer {
                     }
                 }
                 Some((callers, result)) = in_flight.next(), if !in_flight.is_empty() => {
+                    let took = callers.proposed.elapsed();
+                    pace.committed(callers.replies.len(), waiting.len(), took, Instant::now());
                     self.finish(callers, result);
                 }
                 count = self.queue.recv_many(&mut arrived, room), if room > 0 => {
@@ -107,6 +117,7 @@ impl Proposer {
                     }
                     waiting.extend(arrived.drain(..));
                 }
+                () = pace.over(), if !waiting.is_empty() && in_flight.is_empty() => {}
             }
         }
     }

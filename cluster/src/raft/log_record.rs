@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `0x00` `0x00` | `record.v1.Vote` |
 //! | `0x00` `0x01` | `record.v1.LogId`: everything up to it is purged |
-//! | `0x00` `0x02` | `record.v1.LogId`: what was known to be committed |
 //! | `0x01`, index, big-endian | `record.v1.LogEntry` |
 
 use std::ops::Range;
@@ -22,14 +21,12 @@ use crate::storage::Error;
 pub enum Mark {
     Vote,
     Purged,
-    Committed,
 }
 
 pub fn mark_key(group: GroupId, mark: Mark) -> Vec<u8> {
     let number = match mark {
         Mark::Vote => 0,
         Mark::Purged => 1,
-        Mark::Committed => 2,
     };
     [group.number().to_be_bytes().as_slice(), &[0, number]].concat()
 }
@@ -94,7 +91,7 @@ mod tests {
     fn marks_lie_outside_the_range_of_entries() {
         let group = GroupId::from_number(3).expect("a legal group");
         let entries = entry_keys(group, 0..u64::MAX);
-        for mark in [Mark::Vote, Mark::Purged, Mark::Committed] {
+        for mark in [Mark::Vote, Mark::Purged] {
             assert!(!entries.contains(&mark_key(group, mark)));
         }
         assert_eq!(entry_index(&entry_key(group, 9)), Ok(9));

@@ -1,7 +1,8 @@
 //! A group's log and vote, as openraft asks for them.
 //!
 //! An entry is readable when `append` returns and reported as flushed after the covering fsync, which it shares with
-//! all groups of the node. Calls that write come from one task (openraft's core), one after the other; readers run
+//! all groups of the node. What is committed is not stored: a leader of a new term finds it out, and what was applied is
+//! stored with the state. Calls that write come from one task (openraft's core), one after the other; readers run
 //! beside them. What was acknowledged is noted in the store's fence, so that a log that comes back shorter is found out
 //! (I-33).
 
@@ -343,23 +344,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         log.flushed_vote = Some(*vote);
         inner.storage.write_fence(inner.group, log.fence());
         Ok(())
-    }
-
-    /// Not fsynced: after a crash an older point is as good, it only takes longer to apply the rest.
-    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        let write = match committed {
-            Some(id) => self.inner.put(Mark::Committed, log_id_to_record(&id).encode_to_vec()),
-            None => Write::Delete {
-                table: Table::Log,
-                key: mark_key(self.inner.group, Mark::Committed),
-            },
-        };
-        self.inner.storage.write(Batch { writes: vec![write] }).map_err(io::Error::other)
-    }
-
-    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        let committed = self.inner.mark(Mark::Committed, "a commit point");
-        Ok(committed.map_err(io::Error::other)?.map(log_id_from_record))
     }
 
     async fn append<I>(

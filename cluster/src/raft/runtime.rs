@@ -3,20 +3,33 @@
 //! Election time-outs are the only thing that openraft draws. In the product they come from the system; inside
 //! [`Runtime::seeded`] they, and those of every task that is spawned from there, follow from the seed, so that a
 //! simulated run can be repeated.
+//!
+//! It also puts the ticks of a node's groups together, which openraft spreads in time: hundreds of idle groups then wake
+//! the node ten times a second instead of thousands of times, and their heartbeats to a peer share a frame.
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use openraft::async_runtime::Instant as _;
 use openraft::{AsyncRuntime, OptionalSend};
-use openraft_rt_tokio::TokioRuntime;
+use openraft_rt_tokio::{TokioInstant, TokioRuntime};
 use rand_core::TryRng;
 
 tokio::task_local! {
     static SEED: Cell<u64>;
 }
+
+/// Ticks happen at multiples of this. Small beside the shortest election time-out, which it may delay by as much.
+const TICK_GRID: Duration = Duration::from_millis(100);
+/// What is nearer than this is no tick: openraft waits for a microsecond to gather completed writes, which the timers of
+/// tokio would make a millisecond.
+const TICK_MIN: Duration = Duration::from_millis(5);
+/// Where the grid begins.
+static ORIGIN: LazyLock<TokioInstant> = LazyLock::new(TokioInstant::now);
 
 /// Tokio as openraft asks for it.
 #[derive(Debug)]
@@ -38,6 +51,20 @@ impl Runtime {
         })
         .unwrap_or_else(|_| rand::random())
     }
+
+    fn is_seeded() -> bool {
+        SEED.try_with(|_| ()).is_ok()
+    }
+}
+
+/// When to wake for a deadline, in time since the grid's origin: at the grid's next line, or at once for what is shorter
+/// than timers can be.
+fn on_grid(now: Duration, deadline: Duration) -> Duration {
+    if deadline.saturating_sub(now) < TICK_MIN {
+        return now;
+    }
+    let lines = deadline.as_nanos().div_ceil(TICK_GRID.as_nanos());
+    TICK_GRID * u32::try_from(lines).unwrap_or(u32::MAX)
 }
 
 /// `SplitMix64` (Steele, Lea, Flood, 2014): small, and good enough to spread time-outs.
@@ -92,7 +119,7 @@ impl AsyncRuntime for Runtime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        if SEED.try_with(|_| ()).is_ok() {
+        if Self::is_seeded() {
             TokioRuntime::spawn(SEED.scope(Cell::new(Self::draw()), future))
         } else {
             TokioRuntime::spawn(future)
@@ -103,8 +130,14 @@ impl AsyncRuntime for Runtime {
         TokioRuntime::sleep(duration)
     }
 
+    /// In a simulation deadlines are kept to the letter: the grid would depend on when the process began.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(deadline)
+        if Self::is_seeded() {
+            return TokioRuntime::sleep_until(deadline);
+        }
+        let origin = *ORIGIN;
+        let wake = on_grid(TokioInstant::now() - origin, deadline - origin);
+        TokioRuntime::sleep_until(origin + wake)
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -167,6 +200,18 @@ mod tests {
         assert_eq!(once, again);
         assert_ne!(once, other);
         assert!(once.0 != once.1 && once.1 != once.2, "{once:?}");
+    }
+
+    #[test]
+    fn ticks_meet_on_the_grid_and_what_is_shorter_than_a_timer_does_not_wait() {
+        let on_grid = |now, deadline| {
+            on_grid(Duration::from_millis(now), Duration::from_millis(deadline)).as_millis()
+        };
+        assert_eq!(on_grid(0, 40), 100);
+        assert_eq!(on_grid(60, 100), 100);
+        assert_eq!(on_grid(60, 101), 200);
+        assert_eq!(on_grid(60, 61), 60);
+        assert_eq!(on_grid(60, 10), 60);
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! How openraft reaches the replicas of a group on other nodes.
 //!
 //! Appends are pipelined: a request leaves as soon as openraft has it, and answers are yielded in the order of the
-//! requests. The connection keeps that order, and the peer hands appends on as they arrive. A snapshot has a stream of
+//! requests. The connection keeps that order, and the peer hands appends on as they arrive. An append without entries,
+//! which only says what is committed, waits for one with entries and is not sent if it comes. A snapshot has a stream of
 //! its own, so that it holds up nothing else.
 
 use std::collections::VecDeque;
@@ -38,6 +39,9 @@ use crate::storage;
 
 /// How long an append may be under way. A follower whose disk hangs is noticed by this; a lost connection at once.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long followers of a shard may not know what was committed: a fraction of the shortest election time-out. Nobody
+/// reads from a follower; it only applies later, and together. Under load the next entry says it earlier.
+const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(50);
 /// Appends of one group to one peer that may be under way.
 const PIPELINE: usize = 64;
 /// How long a replica may take to say what it has.
@@ -117,6 +121,7 @@ impl RaftNetworkV2<TypeConfig> for Remote {
             remote: self,
             requests: Some(requests),
             under_way: VecDeque::with_capacity(1),
+            news: None,
             broken: None,
         };
         let answers = stream::unfold(pipeline, |mut pipeline| async move {
@@ -193,6 +198,11 @@ impl Remote {
         }
     }
 
+    /// The nodes act on what the meta group has committed wherever they are; a shard's followers do nothing with it.
+    fn may_learn_later(&self) -> bool {
+        self.transport.group != GroupId::Meta
+    }
+
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> RpcError {
         let (id, target) = (self.transport.node, self.target);
         RPCError::Timeout(Timeout { action, id, target, timeout })
@@ -262,6 +272,8 @@ struct Pipeline<'s, S> {
     /// Nothing once openraft has no more.
     requests: Option<S>,
     under_way: VecDeque<Append>,
+    /// What was committed, not said yet.
+    news: Option<News>,
     /// What went wrong behind those under way: yielded after their answers.
     broken: Option<RpcError>,
 }
@@ -272,6 +284,12 @@ struct Append {
     last: Option<LogId>,
     expires: Instant,
     call: Call,
+}
+
+/// An append without entries, and when it must leave.
+struct News {
+    request: AppendEntriesRequest<TypeConfig>,
+    due: Instant,
 }
 
 impl<S> Pipeline<'_, S>
@@ -285,19 +303,15 @@ where
             let Some(requests) = self.requests.as_mut() else {
                 return self.drain().await;
             };
-            let Some(first) = self.under_way.front_mut() else {
-                let request = requests.next().await;
-                self.send(request);
-                continue;
-            };
             // Requests first: the more are under way, the fewer frames and fsyncs they share.
             tokio::select! {
                 biased;
-                request = requests.next(), if may_send => self.send(request),
-                answer = tokio::time::timeout_at(first.expires, &mut first.call) => {
+                request = requests.next(), if may_send => self.take(request),
+                answer = answered(self.under_way.front_mut()) => {
                     let append = self.under_way.pop_front().expect("its answer has just come");
-                    return Some(self.conclude(&append, answer.ok()));
+                    return Some(self.conclude(&append, answer));
                 }
+                () = due(self.news.as_ref()), if may_send => self.send_news(),
             }
         }
     }
@@ -307,15 +321,36 @@ where
         let Some(mut append) = self.under_way.pop_front() else {
             return self.broken.take().map(Err);
         };
-        let answer = tokio::time::timeout_at(append.expires, &mut append.call).await;
-        Some(self.conclude(&append, answer.ok()))
+        let answer = answered(Some(&mut append)).await;
+        Some(self.conclude(&append, answer))
     }
 
-    fn send(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
-        let Some(request) = request else {
-            self.requests = None;
-            return;
-        };
+    fn take(&mut self, request: Option<AppendEntriesRequest<TypeConfig>>) {
+        match request {
+            None => {
+                self.requests = None;
+                self.send_news();
+            }
+            Some(request) if request.entries.is_empty() && self.remote.may_learn_later() => {
+                let due = self.news.as_ref().map(|news| news.due);
+                let due = due.unwrap_or_else(|| Instant::now() + COMMIT_NEWS_DELAY);
+                self.news = Some(News { request, due });
+            }
+            Some(request) => {
+                // It says itself what is committed. openraft counts the acknowledgement of a later log id for both.
+                self.news = None;
+                self.send(request);
+            }
+        }
+    }
+
+    fn send_news(&mut self) {
+        if let Some(news) = self.news.take() {
+            self.send(news.request);
+        }
+    }
+
+    fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let Transport { peers, group, .. } = &self.remote.transport;
@@ -351,9 +386,25 @@ where
         if !goes_on {
             self.requests = None;
             self.under_way.clear();
+            self.news = None;
             self.broken = None;
         }
         concluded
+    }
+}
+
+/// The answer of an append; `None` if it does not come in time. Never resolves if there is no append.
+async fn answered(append: Option<&mut Append>) -> Option<Result<Body, CallError>> {
+    match append {
+        Some(append) => tokio::time::timeout_at(append.expires, &mut append.call).await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn due(news: Option<&News>) {
+    match news {
+        Some(news) => tokio::time::sleep_until(news.due).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -205,6 +205,7 @@ fn with_an_import(folder: &Path) -> (RocksStorage, Box<import::SstImport>) {
     for table in Table::APPLIED {
         write(&storage, vec![put(table, 1, "old", "1")]);
     }
+    log_to_disk(&storage);
     let folder = import::folder(folder);
     let database = storage.database();
     let mut import = import::SstImport::begin(database, &folder, group(1)).expect("there is room");
@@ -213,6 +214,10 @@ fn with_an_import(folder: &Path) -> (RocksStorage, Box<import::SstImport>) {
         super::Import::add(&mut import, Chunk { table, records }).expect("in order");
     }
     (storage, Box::new(import))
+}
+
+fn log_to_disk(storage: &RocksStorage) {
+    storage.database().db().flush_wal(true).expect("the disk works");
 }
 
 fn names_of_group(storage: &RocksStorage) -> Vec<Vec<u8>> {
@@ -246,6 +251,7 @@ fn a_crash_after_an_import_is_complete_leaves_the_new_records() {
     for table in [Table::Group, Table::Twin] {
         write(&storage, vec![Write::DeleteRange { table, range: range.clone() }]);
     }
+    log_to_disk(&storage);
     let crashed = killed(folder.path());
     for _ in 0..2 {
         let storage = open(crashed.path()).expect("the store opens");

@@ -39,7 +39,9 @@ pub(super) struct FenceFile {
 struct Shared {
     path: PathBuf,
     noted: Mutex<Noted>,
+    /// Something is to be written that nobody is writing yet.
     changed: Condvar,
+    closing: Condvar,
     /// Held while the file is replaced, so that an older content never replaces a newer one.
     replacing: Mutex<()>,
 }
@@ -77,6 +79,7 @@ impl FenceFile {
             path: path.to_owned(),
             noted: Mutex::new(noted),
             changed: Condvar::new(),
+            closing: Condvar::new(),
             replacing: Mutex::new(()),
         });
         let thread = thread::Builder::new()
@@ -96,7 +99,6 @@ impl FenceFile {
 
     pub(super) fn note(&self, group: GroupId, fence: Fence) {
         self.shared.note(group, fence);
-        self.shared.changed.notify_all();
     }
 
     pub(super) fn write_now(&self, group: GroupId, fence: Fence) -> Result<(), Error> {
@@ -109,6 +111,7 @@ impl Drop for FenceFile {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
         self.shared.changed.notify_all();
+        self.shared.closing.notify_all();
         let thread =
             self.thread.take().filter(|thread| thread.thread().id() != thread::current().id());
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -127,6 +130,10 @@ impl Shared {
     fn note(&self, group: GroupId, fence: Fence) {
         let mut noted = self.lock();
         if noted.fences.insert(group, fence) != Some(fence) {
+            // A thread that paces itself looks again anyway: waking it at each append would cost more than the fence.
+            if noted.version == noted.written {
+                self.changed.notify_all();
+            }
             noted.version += 1;
         }
     }
@@ -138,7 +145,7 @@ impl Shared {
                 return;
             }
             let closed = |noted: &mut Noted| !noted.is_closed;
-            drop(self.changed.wait_timeout_while(self.lock(), PACE, closed).expect(NOT_POISONED));
+            drop(self.closing.wait_timeout_while(self.lock(), PACE, closed).expect(NOT_POISONED));
         }
     }
 

@@ -41,7 +41,7 @@ use tokio::sync::mpsc;
 /// scanned, snapshotted and dropped as a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// Raft log entries, vote, purge point, committed point. Not part of snapshots.
+    /// Raft log entries, vote, purge point. Not part of snapshots.
     Log,
     /// Applied index, membership, the stream's state or the meta state: a few records a group.
     Group,

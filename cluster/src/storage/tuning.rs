@@ -58,6 +58,8 @@ pub(super) fn database(settings: &Settings) -> Options {
     options.set_log_level(LogLevel::Warn);
     options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
     options.set_keep_log_file_num(INFO_LOGS_MAX);
+    // What is written gathers in memory and goes to the file with the next fsync: nothing counts before that anyway.
+    options.set_manual_wal_flush(true);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options
