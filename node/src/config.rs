@@ -67,6 +67,8 @@ pub struct Listeners {
 pub struct Tls {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// Empty: client certificates stand for nobody.
+    pub client_ca: PathBuf,
     pub peer_certificate: PathBuf,
     pub peer_key: PathBuf,
     pub peer_ca: PathBuf,
@@ -78,6 +80,7 @@ pub struct Limits {
     pub handshakes: u32,
     pub handshake_timeout: Span,
     pub connect_timeout: Span,
+    pub login_failures: u32,
     pub window_messages: u32,
     pub window: ByteSize,
     pub device_messages_per_second: u32,
@@ -161,6 +164,7 @@ impl Default for Tls {
         Self {
             certificate: file("server.pem"),
             key: file("server.key"),
+            client_ca: PathBuf::new(),
             peer_certificate: file("peer.pem"),
             peer_key: file("peer.key"),
             peer_ca: file("peer-ca.pem"),
@@ -175,6 +179,7 @@ impl Default for Limits {
             handshakes: 10_000,
             handshake_timeout: Span::seconds(10),
             connect_timeout: Span::seconds(30),
+            login_failures: 10,
             window_messages: 128,
             window: ByteSize::kib(1024),
             device_messages_per_second: 5_000,

@@ -12,6 +12,7 @@ pub const MQTT_CLOSES: &str = "drover_mqtt_closes_total";
 pub const MQTT_CONNECTIONS: &str = "drover_mqtt_connections";
 pub const MQTT_MESSAGES: &str = "drover_mqtt_messages_total";
 pub const MQTT_TURNED_AWAY: &str = "drover_mqtt_turned_away_total";
+pub const MQTT_UNHEARD_LOGINS: &str = "drover_mqtt_unheard_logins_total";
 pub const PROCESS_ALLOCATED_BYTES: &str = "drover_process_allocated_bytes";
 pub const PROCESS_RESIDENT_BYTES: &str = "drover_process_resident_bytes";
 pub const PROCESS_RETAINED_BYTES: &str = "drover_process_retained_bytes";
@@ -63,6 +64,12 @@ const ALL: &[(&str, Kind, Unit, &str)] = &[
         Kind::Counter,
         Unit::Count,
         "Sockets that were closed at once because no place was free.",
+    ),
+    (
+        MQTT_UNHEARD_LOGINS,
+        Kind::Counter,
+        Unit::Count,
+        "Logins that were refused unheard, because their device had failed too often at that address.",
     ),
     (
         PROCESS_ALLOCATED_BYTES,

@@ -4,17 +4,20 @@
 //! notices this node. The pages of health and metrics are served first and last: whoever watches sees all of it.
 
 mod bootstrap;
+mod certificates;
 mod node;
 mod sockets;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use drover_cluster::Cluster;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info};
 
 use self::node::RunningNode;
 use self::sockets::Sockets;
@@ -68,8 +71,24 @@ pub fn stop_at_end_of_input(stop: CancellationToken) {
     });
 }
 
+/// Is notified at each SIGHUP, which from now on does not end the process.
+pub fn notify_on_hangup() -> Result<Arc<Notify>, Error> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(no_signals)?;
+    let hung_up = Arc::new(Notify::new());
+    let notify = Arc::clone(&hung_up);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            notify.notify_one();
+        }
+    });
+    Ok(hung_up)
+}
+
+fn no_signals(error: std::io::Error) -> Error {
+    Error::Failed(format!("no signals: {error}"))
+}
+
 fn stop_on_signal(stop: CancellationToken) -> Result<JoinHandle<()>, Error> {
-    let no_signals = |error: std::io::Error| Error::Failed(format!("no signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     Ok(tokio::spawn(async move {
@@ -81,8 +100,8 @@ fn stop_on_signal(stop: CancellationToken) -> Result<JoinHandle<()>, Error> {
     }))
 }
 
-/// Runs a node until `stop`, or until its storage fails.
-pub async fn until(config: Config, stop: CancellationToken) -> Result<(), Error> {
+/// Runs a node until `stop`, or until its storage fails. At each `reload` it reads its certificates again.
+pub async fn until(config: Config, stop: CancellationToken, reload: &Notify) -> Result<(), Error> {
     let handle = observe::start_metrics().map_err(Error::Failed)?;
     let mut sockets = Sockets::bind(&config).await?;
     observe::start_purging();
@@ -101,10 +120,23 @@ pub async fn until(config: Config, stop: CancellationToken) -> Result<(), Error>
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         problem = node.failure() => Err(problem),
+        never = keep_reloading(&node, reload) => match never {},
     };
     info!("stopping");
     node.stop(config.stop.deadline.as_duration()).await;
     ended
+}
+
+async fn keep_reloading(node: &RunningNode, reload: &Notify) -> Infallible {
+    loop {
+        reload.notified().await;
+        match node.reload_certificates() {
+            Ok(()) => info!("certificates were read again"),
+            Err(problem) => {
+                error!(%problem, "not all certificates were replaced: mend the file, then send SIGHUP again");
+            }
+        }
+    }
 }
 
 fn readiness(cluster: Arc<OnceLock<Cluster>>) -> Readiness {

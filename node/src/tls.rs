@@ -6,6 +6,7 @@
 //! it showed. Certificates for development are made in [`authority`].
 
 pub mod authority;
+mod clients;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -18,6 +19,9 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+
+pub use clients::ClientAuthority;
+pub(crate) use clients::Proven;
 
 /// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +39,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn file(path: &Path, problem: impl ToString) -> Self {
+    pub(crate) fn file(path: &Path, problem: impl ToString) -> Self {
         Self::File { path: path.to_owned(), problem: problem.to_string() }
     }
 }

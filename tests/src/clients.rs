@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
 /// The name that the nodes' certificate carries.
@@ -79,11 +79,26 @@ impl Admin {
         address: SocketAddr,
         credential: Option<&str>,
     ) -> Result<Self> {
+        Self::open(trusting(ca)?, address, credential)
+    }
+
+    /// With a client certificate and nothing else: `NAME.pem` and `NAME.key` of a folder.
+    pub fn with_certificate(
+        ca: &Path,
+        address: SocketAddr,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Self> {
+        let read = |ending| std::fs::read(folder.join(format!("{name}.{ending}")));
+        let identity = Identity::from_pem(read("pem")?, read("key")?);
+        Self::open(trusting(ca)?.identity(identity), address, None)
+    }
+
+    fn open(tls: ClientTlsConfig, address: SocketAddr, credential: Option<&str>) -> Result<Self> {
         let token = credential.map(str::to_owned);
         let credential = Credential(credential.map(str::parse).transpose()?);
-        let ca = Certificate::from_pem(std::fs::read(ca)?);
         let channel = Endpoint::from_shared(format!("https://{HOST}:{}", address.port()))?
-            .tls_config(ClientTlsConfig::new().ca_certificate(ca))?
+            .tls_config(tls)?
             .timeout(ANSWER_TIMEOUT)
             .connect_lazy();
         let service = InterceptedService::new(channel, credential);
@@ -183,6 +198,10 @@ impl Admin {
         messages.retain(|message| message.device_id == device);
         Ok(messages)
     }
+}
+
+fn trusting(ca: &Path) -> Result<ClientTlsConfig> {
+    Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(ca)?)))
 }
 
 /// JSON as protobuf says it.

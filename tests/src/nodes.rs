@@ -33,6 +33,8 @@ struct Node {
     home: PathBuf,
     /// Keys of the configuration that differ from what `drover dev` writes, as environment variables.
     settings: Vec<(String, String)>,
+    /// The size of a file system of its own for the store, as `mount` takes it. It goes when the process goes.
+    disk: Option<String>,
     process: Option<Child>,
 }
 
@@ -53,6 +55,33 @@ impl Nodes {
         Ok(nodes)
     }
 
+    /// One node whose store is on a file system of this size, such as `64m`. `None` where the system lets this user mount
+    /// nothing, not even in a namespace of its own.
+    pub async fn start_on_a_small_disk(
+        size: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Option<Self>> {
+        let mut nodes = Self::prepare(1, settings)?;
+        let store = nodes.data(0).join("store");
+        fs::create_dir_all(&store)?;
+        let mut probe = mounting(size, &store);
+        if !probe.arg("true").output()?.status.success() {
+            return Ok(None);
+        }
+        nodes.members[0].disk = Some(size.to_owned());
+        nodes.restart(0)?;
+        nodes.initialize(1).await?;
+        nodes.until_ready().await;
+        Ok(Some(nodes))
+    }
+
+    /// A node's store as the node itself sees it, which may be on a file system of its own.
+    pub fn store(&self, index: usize) -> Result<PathBuf> {
+        let process = self.members[index].process.as_ref().context("the node does not run")?;
+        let root = PathBuf::from(format!("/proc/{}/root", process.id()));
+        Ok(root.join(self.data(index).join("store").strip_prefix("/")?))
+    }
+
     fn prepare(count: usize, settings: &[(&str, &str)]) -> Result<Self> {
         let folder = TempDir::with_prefix("drover-test-")?;
         let base = prepare_folder(folder.path(), count)?;
@@ -60,6 +89,7 @@ impl Nodes {
         let node = |number: usize| Node {
             home: folder.path().join(format!("node-{number}")),
             settings: settings.clone(),
+            disk: None,
             process: None,
         };
         let members = (1..=count).map(node).collect();
@@ -134,7 +164,16 @@ impl Nodes {
         let node = &mut self.members[index];
         ensure!(node.process.is_none(), "node {} runs already", index + 1);
         let log = File::options().create(true).append(true).open(node.home.join("log"))?;
-        let process = Command::new(program()?)
+        let program = program()?;
+        let mut command = match &node.disk {
+            Some(size) => {
+                let mut mounting = mounting(size, &node.home.join("data/store"));
+                mounting.arg(program);
+                mounting
+            }
+            None => Command::new(program),
+        };
+        let process = command
             .args([
                 "node",
                 "--stop-at-end-of-input",
@@ -149,6 +188,15 @@ impl Nodes {
             .stderr(log)
             .spawn()?;
         node.process = Some(process);
+        Ok(())
+    }
+
+    /// Sends SIGHUP to a node.
+    pub fn hang_up(&self, index: usize) -> Result<()> {
+        let process = self.members[index].process.as_ref().context("the node does not run")?;
+        // There is no safe call for it in the standard library; every shell has one built in.
+        let sent = Command::new("sh").arg("-c").arg(format!("kill -HUP {}", process.id())).status();
+        ensure!(sent?.success(), "the signal was not sent");
         Ok(())
     }
 
@@ -208,6 +256,14 @@ impl Drop for Nodes {
             eprintln!("the nodes' logs and data are kept in {}", folder.keep().display());
         }
     }
+}
+
+/// Runs what is appended to it with a file system of this size at `folder`, which nobody else sees.
+fn mounting(size: &str, folder: &Path) -> Command {
+    let script = format!("mount -t tmpfs -o size={size} drover-test \"$0\" && exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(folder);
+    command
 }
 
 fn variable(key: &str, value: &str) -> (String, String) {

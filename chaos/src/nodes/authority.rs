@@ -9,13 +9,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 
-pub(super) struct Authority {
-    pub(super) pem: String,
+pub struct Authority {
+    /// Its own certificate.
+    pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub(super) fn new(name: &str) -> anyhow::Result<Self> {
+    pub fn new(name: &str) -> anyhow::Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -24,8 +25,9 @@ impl Authority {
         Ok(Self { pem, issuer: Issuer::new(params, key) })
     }
 
-    /// Writes `NAME.pem` and `NAME.key` into `folder`.
-    pub(super) fn sign(&self, folder: &Path, name: &str, names: &[&str]) -> anyhow::Result<()> {
+    /// Writes `NAME.pem` and `NAME.key` into `folder`, for a server or client with these names, the first also as its
+    /// common name.
+    pub fn sign(&self, folder: &Path, name: &str, names: &[&str]) -> anyhow::Result<()> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let common_name = names.first().context("a certificate needs a name")?.clone();
         let mut params = CertificateParams::new(names)?;

@@ -4,7 +4,7 @@
 //! lives in a temporary folder that goes when the cluster goes.
 
 pub mod admin;
-mod authority;
+pub mod authority;
 mod files;
 mod program;
 

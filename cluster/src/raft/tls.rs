@@ -5,7 +5,7 @@
 //! certificates and how they are renewed is the program's business.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use drover_core::ids::NodeId;
@@ -47,6 +47,12 @@ pub fn certificate_name(node: NodeId) -> String {
 /// TCP with mutual TLS 1.3.
 pub struct TlsNetwork {
     listener: Mutex<Option<TcpListener>>,
+    ends: Arc<RwLock<Ends>>,
+}
+
+/// Both ends of a connection, with what this node proves itself by.
+#[derive(Clone)]
+struct Ends {
     connector: TlsConnector,
     acceptor: TlsAcceptor,
 }
@@ -59,6 +65,20 @@ impl std::fmt::Debug for TlsNetwork {
 
 impl TlsNetwork {
     pub fn new(listener: TcpListener, identity: TlsIdentity) -> Result<Self, rustls::Error> {
+        let ends = Arc::new(RwLock::new(Ends::new(identity)?));
+        Ok(Self { listener: Mutex::new(Some(listener)), ends })
+    }
+
+    /// New connections use this identity. Those that are open go on.
+    pub fn renew(&self, identity: TlsIdentity) -> Result<(), rustls::Error> {
+        let ends = Ends::new(identity)?;
+        *self.ends.write().expect("no holder of this lock panics") = ends;
+        Ok(())
+    }
+}
+
+impl Ends {
+    fn new(identity: TlsIdentity) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for authority in identity.authorities {
@@ -85,7 +105,6 @@ impl TlsNetwork {
         server.send_tls13_tickets = 0;
 
         Ok(Self {
-            listener: Mutex::new(Some(listener)),
             connector: TlsConnector::from(Arc::new(client)),
             acceptor: TlsAcceptor::from(Arc::new(server)),
         })
@@ -94,7 +113,7 @@ impl TlsNetwork {
 
 impl PeerNetwork for TlsNetwork {
     fn connect(&self, node: NodeId, address: &str) -> BoxFuture<'static, io::Result<PeerIo>> {
-        let connector = self.connector.clone();
+        let connector = current(&self.ends).connector;
         let address = address.to_owned();
         Box::pin(async move {
             let name = ServerName::try_from(certificate_name(node)).map_err(io::Error::other)?;
@@ -106,7 +125,7 @@ impl PeerNetwork for TlsNetwork {
     fn incoming(&self) -> BoxStream<'static, io::Result<PeerIo>> {
         let accepting = Accepting {
             listener: take_listener(&self.listener),
-            acceptor: self.acceptor.clone(),
+            ends: Arc::clone(&self.ends),
             handshakes: JoinSet::new(),
         };
         Box::pin(stream::unfold(accepting, |mut accepting| async move {
@@ -116,9 +135,13 @@ impl PeerNetwork for TlsNetwork {
     }
 }
 
+fn current(ends: &RwLock<Ends>) -> Ends {
+    ends.read().expect("no holder of this lock panics").clone()
+}
+
 struct Accepting {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    ends: Arc<RwLock<Ends>>,
     handshakes: JoinSet<io::Result<PeerIo>>,
 }
 
@@ -134,7 +157,7 @@ impl Accepting {
                     Err(error) => tracing::error!(%error, "a handshake with a peer broke off"),
                 },
                 stream = accept_tcp(&self.listener), if self.handshakes.len() < HANDSHAKES_MAX => {
-                    let acceptor = self.acceptor.clone();
+                    let acceptor = current(&self.ends).acceptor;
                     self.handshakes.spawn(handshake(acceptor, stream));
                 }
             }

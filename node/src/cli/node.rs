@@ -35,6 +35,9 @@ pub(super) struct Arguments {
     /// Where other nodes connect (listen.peer).
     #[arg(long, value_name = "ADDRESS")]
     listen_peer: Option<String>,
+    /// CA whose client certificates open the admin API (`tls.client_ca`).
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
     /// How the log is written (log.format).
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -52,15 +55,16 @@ impl Arguments {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
         });
-        let data = self.data.as_ref().map(|data| Value::from(data.to_string_lossy()));
+        let path = |path: &Option<PathBuf>| Some(Value::from(path.as_ref()?.to_string_lossy()));
         let flags = [
             ("node.number", self.number.map(Value::from)),
-            ("node.data", data),
+            ("node.data", path(&self.data)),
             ("listen.mqtts", self.listen_mqtts.clone().map(Value::from)),
             ("listen.mqtt", self.listen_mqtt.clone().map(Value::from)),
             ("listen.grpc", self.listen_grpc.clone().map(Value::from)),
             ("listen.http", self.listen_http.clone().map(Value::from)),
             ("listen.peer", self.listen_peer.clone().map(Value::from)),
+            ("tls.client_ca", path(&self.client_ca)),
             ("log.format", format.map(Value::from)),
             ("log.filter", self.log_filter.clone().map(Value::from)),
         ];
@@ -76,6 +80,7 @@ pub(super) fn call(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.stop_at_end_of_input {
             run::stop_at_end_of_input(stop.clone());
         }
-        Ok(run::until(config, stop).await?)
+        let reload = run::notify_on_hangup()?;
+        Ok(run::until(config, stop, &reload).await?)
     })
 }

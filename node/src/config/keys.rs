@@ -31,6 +31,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("tls.certificate", "certificate chain (PEM) shown to devices and API clients"),
     ("tls.key", "private key (PEM) of tls.certificate"),
     (
+        "tls.client_ca",
+        "CA (PEM) whose certificates open the admin API as the access policy that their common name names; empty: none do",
+    ),
+    (
         "tls.peer_certificate",
         "certificate (PEM) shown to other nodes; its name is node-NUMBER-GENERATION.drover",
     ),
@@ -49,6 +53,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "a TLS handshake that takes longer is cut off; a slow mobile link needs two or three seconds",
     ),
     ("limits.connect_timeout", "a connection that has sent no CONNECT by then is closed"),
+    (
+        "limits.login_failures",
+        "failed logins of a device at one address in a minute; then it is refused unheard there, and after ten times as many of all devices an address waits for its refusals; 0 is no limit",
+    ),
     (
         "limits.window_messages",
         "messages of one connection that may wait for their acknowledgement; then its socket is not read",

@@ -24,6 +24,7 @@ use tracing::debug;
 use super::listener::Peer;
 use super::permissions::{Rule, rule};
 use super::status;
+use crate::tls::Proven;
 use crate::{clock, identity};
 
 const HOW_TO_AUTHENTICATE: &str = "send `authorization: SharedAccessSignature sr=…&sig=…&se=…&skn=…`, made with a key of an \
@@ -61,19 +62,18 @@ pub(crate) enum Caller {
     /// The holder of the node's bootstrap token.
     Bootstrap,
     /// The holder of a key or a certificate of this policy, as it was when the call began.
-    Policy { name: String, policy: Policy, expires_s: Option<u64> },
+    Policy { name: String, policy: Policy, expires_s: u64 },
     /// Methods that ask for nothing.
     Anyone,
 }
 
 impl Caller {
-    /// Whether a stream that this caller opened may go on: its token has not expired and its policy is the same.
+    /// Whether a stream that this caller opened may go on: what it presented has not expired and its policy is the same.
     pub(crate) fn still_stands(&self, meta: Option<&Meta>, now_s: u64) -> bool {
         match self {
             Self::Bootstrap | Self::Anyone => true,
             Self::Policy { name, policy, expires_s } => {
-                expires_s.is_none_or(|expires_s| now_s < expires_s)
-                    && meta.and_then(|meta| meta.policies.get(name)) == Some(policy)
+                now_s < *expires_s && meta.and_then(|meta| meta.policies.get(name)) == Some(policy)
             }
         }
     }
@@ -98,15 +98,15 @@ pub(crate) struct Rules {
 #[derive(Debug, Clone, Copy, Default)]
 struct Presented<'a> {
     authorization: Option<&'a str>,
-    /// The common name of a certificate that the listener has verified.
-    certificate: Option<&'a str>,
+    /// What the listener has verified.
+    certificate: Option<&'a Proven>,
 }
 
 impl Authority {
     fn admit<B>(&self, request: &Request<B>) -> Result<Caller, Status> {
         let authorization =
             request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let certificate = request.extensions().get::<Peer>().and_then(Peer::policy);
+        let certificate = request.extensions().get::<Peer>().and_then(Peer::certificate);
         let presented = Presented { authorization, certificate };
         let meta = self.cluster.meta();
         let now_s = clock::unix_ms() / 1_000;
@@ -171,10 +171,13 @@ impl Rules {
                             "the token proves nothing here: {HOW_TO_AUTHENTICATE}"
                         ))
                     })?;
-                (proved.name, Some(proved.expires_s))
+                (proved.name, proved.expires_s)
             }
-            (None, Some(name)) => (name.to_owned(), None),
-            (None, None) => return Err(unauthenticated(HOW_TO_AUTHENTICATE)),
+            // A connection may live on for long after its certificate has ended.
+            (None, Some(proved)) if now_s < proved.until_s => {
+                (proved.common_name.to_string(), proved.until_s)
+            }
+            (None, _) => return Err(unauthenticated(HOW_TO_AUTHENTICATE)),
         };
         let policy =
             meta.policies.get(&name).ok_or_else(|| unauthenticated(HOW_TO_AUTHENTICATE))?;
@@ -382,11 +385,25 @@ mod tests {
 
     #[test]
     fn a_verified_certificate_stands_for_the_policy_of_its_name() {
-        let presented = |name| Presented { authorization: None, certificate: Some(name) };
-        let decide = |path, name| rules().decide(path, presented(name), Some(&meta()), NOW_S);
+        let decide = |path, name: &str| {
+            let proven = Proven { common_name: name.into(), until_s: NOW_S + 1 };
+            let presented = Presented { authorization: None, certificate: Some(&proven) };
+            rules().decide(path, presented, Some(&meta()), NOW_S)
+        };
         assert!(decide(GET, "reader").is_ok());
         assert_eq!(decide(CREATE, "reader").expect_err("reads").code(), Code::PermissionDenied);
         assert_eq!(decide(GET, "nobody").expect_err("unknown").code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_opens_nothing_on_a_connection_that_goes_on() {
+        let proven = Proven { common_name: "reader".into(), until_s: NOW_S };
+        let presented = Presented { authorization: None, certificate: Some(&proven) };
+        let before = rules().decide(GET, presented, Some(&meta()), NOW_S - 1).expect("valid");
+        assert!(before.still_stands(Some(&meta()), NOW_S - 1));
+        assert!(!before.still_stands(Some(&meta()), NOW_S));
+        let after = rules().decide(GET, presented, Some(&meta()), NOW_S);
+        assert_eq!(after.expect_err("ended").code(), Code::Unauthenticated);
     }
 
     #[test]

@@ -9,10 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -25,6 +22,7 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::clock;
+use crate::tls::{ClientAuthority, Proven};
 
 /// Handshakes at one time. Each costs about a millisecond of a core.
 const HANDSHAKES_MAX: usize = 128;
@@ -40,49 +38,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Tls {
     /// What it offers by ALPN does not matter: gRPC is HTTP/2, and the listener says so.
     pub config: Arc<rustls::ServerConfig>,
-    pub clients: ClientCertificates,
-}
-
-/// What a client certificate is worth.
-#[derive(Debug, Clone)]
-pub enum ClientCertificates {
-    /// Nothing.
-    Ignored,
-    /// One that this verifier accepts names an access policy by its common name. It is asked after the handshake, which
-    /// has proved that the client holds the key, because handshakes take any certificate.
-    NamePolicies(Arc<dyn ClientCertVerifier>),
-}
-
-impl ClientCertificates {
-    /// Those that this authority, or one below it, has signed.
-    pub fn signed_by(
-        authority: CertificateDer<'static>,
-    ) -> Result<Self, rustls::server::VerifierBuilderError> {
-        let mut roots = RootCertStore::empty();
-        roots.add(authority).map_err(|_| rustls::server::VerifierBuilderError::NoRootAnchors)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        Ok(Self::NamePolicies(verifier.build()?))
-    }
-
-    /// The policy that a chain of certificates, the client's first, stands for.
-    fn policy(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<Arc<str>> {
-        let Self::NamePolicies(verifier) = self else { return None };
-        let (leaf, intermediates) = chain.split_first()?;
-        verifier.verify_client_cert(leaf, intermediates, now).ok()?;
-        common_name(leaf)
-    }
+    /// Whose client certificates name an access policy by their common name. `None`: nobody's.
+    pub clients: Option<ClientAuthority>,
 }
 
 /// Who is at the other end; it travels with each request of the connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Peer {
-    policy: Option<Arc<str>>,
+    certificate: Option<Proven>,
 }
 
 impl Peer {
-    pub(crate) fn policy(&self) -> Option<&str> {
-        self.policy.as_deref()
+    /// What its certificate has proved when the connection was made.
+    pub(crate) fn certificate(&self) -> Option<&Proven> {
+        self.certificate.as_ref()
     }
 }
 
@@ -169,16 +138,8 @@ async fn establish(stream: TcpStream, tls: Option<Tls>) -> io::Result<Connection
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let now = UnixTime::since_unix_epoch(Duration::from_millis(clock::unix_ms()));
-    let policy = clients.policy(chain, now);
-    Ok(Connection { stream: Stream::Tls(Box::new(stream)), peer: Peer { policy } })
-}
-
-/// The common name of a certificate, if it has exactly one.
-fn common_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let mut names = certificate.subject().iter_common_name();
-    let name = names.next()?.as_str().ok()?.into();
-    names.next().is_none().then_some(name)
+    let certificate = clients.and_then(|authority| authority.proven(chain, now));
+    Ok(Connection { stream: Stream::Tls(Box::new(stream)), peer: Peer { certificate } })
 }
 
 impl AsyncRead for Connection {
@@ -218,51 +179,5 @@ impl AsyncWrite for Connection {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-
-    use super::*;
-
-    /// 2026-01-01: certificates of rcgen are good from 1975 to 4096.
-    const NOW_S: u64 = 1_767_225_600;
-
-    fn authority() -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("ring makes keys");
-        let certificate = params.self_signed(&key).expect("it signs itself");
-        (certificate.der().clone(), Issuer::new(params, key))
-    }
-
-    fn client(issuer: &Issuer<'static, KeyPair>, name: &str) -> CertificateDer<'static> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("ring makes keys");
-        params.signed_by(&key, issuer).expect("the authority signs").der().clone()
-    }
-
-    fn now() -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs(NOW_S))
-    }
-
-    #[test]
-    fn a_certificate_names_a_policy_only_if_the_authority_for_clients_signed_it() {
-        let (ours, issuer) = authority();
-        let (_, stranger) = authority();
-        let clients = ClientCertificates::signed_by(ours).expect("it is an authority");
-        let policy = |certificate| clients.policy(&[certificate], now());
-        assert_eq!(policy(client(&issuer, "reader")).as_deref(), Some("reader"));
-        assert_eq!(policy(client(&stranger, "reader")), None);
-        assert_eq!(clients.policy(&[], now()), None);
-    }
-
-    #[test]
-    fn certificates_stand_for_nothing_where_no_authority_is_configured() {
-        let (_, issuer) = authority();
-        assert_eq!(ClientCertificates::Ignored.policy(&[client(&issuer, "reader")], now()), None);
     }
 }

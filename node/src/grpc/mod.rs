@@ -36,7 +36,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::server::Builder as Reflection;
 
 pub use auth::BootstrapToken;
-pub use listener::{ClientCertificates, Tls};
+pub use listener::Tls;
 
 use crate::bus::Bus;
 

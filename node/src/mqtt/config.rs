@@ -16,6 +16,9 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// From the open socket to CONNECT (`SlowITe`, S-20).
     pub connect_timeout: Duration,
+    /// Failed logins of one device at one address, within a minute; beyond it the device is refused unheard there. 0 is no
+    /// limit (S-15).
+    pub login_failures_max: u32,
     /// Publishes of a connection that are not answered yet. Beyond it its socket is not read, so that TCP slows the
     /// device down (P6).
     pub window_messages: usize,
@@ -40,6 +43,7 @@ impl Default for Config {
             handshakes_max: 10_000,
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(30),
+            login_failures_max: 10,
             window_messages: 128,
             window_bytes: 1024 * 1024,
             batch_messages: 128,

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, trace};
 
+use super::attempts::Attempts;
 use super::close::CloseReason;
 use super::codec::{self, Reply};
 use super::config::Config;
@@ -43,6 +45,7 @@ thread_local! {
 pub(super) struct Shared {
     pub(super) cluster: Cluster,
     pub(super) config: Arc<Config>,
+    pub(super) attempts: Attempts,
     pub(super) meters: Meters,
     pub(super) stop: CancellationToken,
 }
@@ -68,17 +71,22 @@ enum Event {
 /// Carries a connection from its open socket to its end.
 ///
 /// `place` is the connection's place among those that have proved nothing; it is given up once the device is connected.
-pub(super) async fn run<S>(stream: S, shared: Arc<Shared>, place: OwnedSemaphorePermit)
-where
+pub(super) async fn run<S>(
+    stream: S,
+    address: IpAddr,
+    shared: Arc<Shared>,
+    place: OwnedSemaphorePermit,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut connection = Connection::new(stream, shared, place);
+    let mut connection = Connection::new(stream, address, shared, place);
     let reason = connection.serve().await;
     connection.finish(reason).await;
 }
 
 struct Connection<S> {
     stream: S,
+    address: IpAddr,
     shared: Arc<Shared>,
     place: Option<OwnedSemaphorePermit>,
     session: Session,
@@ -105,12 +113,13 @@ impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    fn new(stream: S, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
+    fn new(stream: S, address: IpAddr, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
         let now = now();
         let session = Session::new(Arc::clone(&shared.config), now);
         let deadline = session.deadline().unwrap_or(now.instant);
         Self {
             stream,
+            address,
             place: Some(place),
             session,
             input: Vec::new(),
@@ -358,12 +367,10 @@ where
     }
 
     fn begin_open(&self, request: Request) -> InFlight {
-        let shared = Arc::clone(&self.shared);
+        let (shared, address) = (Arc::clone(&self.shared), self.address);
         Box::pin(async move {
             let opened = match request {
-                Request::Open(login) => {
-                    open(&shared.cluster, &shared.config.host_names, &login).await
-                }
+                Request::Open(login) => open(&shared, address, &login).await,
                 // Before it is open a session asks for nothing else.
                 Request::Append(_)
                 | Request::ReadTwin

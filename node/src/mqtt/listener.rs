@@ -11,12 +11,13 @@ use std::time::Duration;
 use drover_cluster::Cluster;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::attempts::Attempts;
 use super::close::CloseReason;
 use super::config::Config;
 use super::connection::{self, Shared};
@@ -51,6 +52,7 @@ impl Server {
         let half_open = config.handshakes_max.min(Semaphore::MAX_PERMITS);
         let shared = Shared {
             cluster,
+            attempts: Attempts::new(config.login_failures_max, Instant::now()),
             config: Arc::new(config),
             meters: Meters::new(),
             stop: CancellationToken::new(),
@@ -115,7 +117,7 @@ impl Server {
         match transport {
             Transport::Plain => {
                 self.tasks.spawn(counted(place, Arc::clone(&shared), async move {
-                    connection::run(socket, shared, half_open).await;
+                    connection::run(socket, peer.ip(), shared, half_open).await;
                 }));
             }
             Transport::Tls(tls) => {
@@ -150,7 +152,7 @@ async fn over_tls(
     // Boxed, so that an open connection does not carry the room that its handshake took.
     let handshake = Box::pin(timeout(shared.config.handshake_timeout, acceptor.accept(socket)));
     match handshake.await {
-        Ok(Ok(stream)) => connection::run(stream, shared, half_open).await,
+        Ok(Ok(stream)) => connection::run(stream, peer.ip(), shared, half_open).await,
         Ok(Err(error)) => {
             debug!(%peer, %error, "TLS handshake failed");
             Meters::closed(CloseReason::HandshakeFailed);

@@ -10,6 +10,7 @@ pub(super) struct Meters {
     pub(super) connections: Gauge,
     pub(super) accepted: Counter,
     pub(super) turned_away: Counter,
+    pub(super) unheard: Counter,
     pub(super) messages: Counter,
     pub(super) ack_seconds: Histogram,
 }
@@ -21,6 +22,7 @@ impl Meters {
             connections: gauge!(names::MQTT_CONNECTIONS),
             accepted: counter!(names::MQTT_ACCEPTED),
             turned_away: counter!(names::MQTT_TURNED_AWAY),
+            unheard: counter!(names::MQTT_UNHEARD_LOGINS),
             messages: counter!(names::MQTT_MESSAGES),
             ack_seconds: histogram!(names::MQTT_ACK_SECONDS),
         }

@@ -6,10 +6,12 @@
 //! | [`connection`] | carries bytes and requests between a socket, a session and the cluster |
 //! | [`codec`] | framing, the gate of rules, packets |
 //! | [`login`], [`opening`] | what a CONNECT claims; from the claim to a committed epoch |
+//! | [`attempts`] | failed logins, and what they cost who fails |
 //! | [`session`] | the pure state machine of a connection |
 //! | [`topics`], [`properties`] | what topics mean; messages with their properties |
 //! | [`status`], [`close`] | errors as MQTT can say them; why a connection ended |
 
+mod attempts;
 pub mod close;
 pub mod codec;
 pub mod config;

@@ -1,12 +1,17 @@
 //! From a claim to the live connection of a device: credentials, proof, epoch.
 
+use std::net::IpAddr;
+
 use drover_cluster::Cluster;
 use drover_cluster::Error;
 use drover_cluster::actors::session::{DELIVERIES_MAX, Delivery, OpenSession, Session};
 use drover_core::change::Refusal;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
+use super::attempts::REFUSAL_PAUSE;
+use super::connection::Shared;
 use super::login::Login;
 use super::session::{OpenError, Opened};
 use super::status;
@@ -24,8 +29,31 @@ pub(super) struct OpenedSession {
 /// edits this very device all the time.
 const ATTEMPTS_MAX: usize = 2;
 
-/// Success: the epoch is durable on a majority, and the former connection is without effect.
+/// Success: the epoch is durable on a majority, and the former connection is without effect. Who has failed too often is
+/// refused later, or unheard.
 pub(super) async fn open(
+    shared: &Shared,
+    address: IpAddr,
+    login: &Login,
+) -> Result<OpenedSession, OpenError> {
+    let Shared { cluster, config, attempts, meters, .. } = shared;
+    if !attempts.may_try(address, &login.device, Instant::now()) {
+        meters.unheard.increment(1);
+        sleep(REFUSAL_PAUSE).await;
+        return Err(OpenError::Denied);
+    }
+    let opened = open_heard(cluster, &config.host_names, login).await;
+    match &opened {
+        Ok(_) => attempts.succeeded(address, &login.device),
+        Err(OpenError::Denied) => {
+            sleep(attempts.failed(address, &login.device, Instant::now())).await;
+        }
+        Err(OpenError::Unavailable) => {}
+    }
+    opened
+}
+
+async fn open_heard(
     cluster: &Cluster,
     host_names: &[String],
     login: &Login,

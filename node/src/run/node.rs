@@ -1,7 +1,6 @@
 //! The parts of a running node: made from the configuration in the order of the layers, stopped in the reverse.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,29 +8,27 @@ use drover_cluster::Cluster;
 use drover_cluster::actors::config as cluster_config;
 use drover_cluster::raft::groups::Timing;
 use drover_cluster::raft::peers::{IncomingQueue, Peers, PeersConfig};
-use drover_cluster::raft::tls::{TlsIdentity, TlsNetwork};
+use drover_cluster::raft::tls::TlsNetwork;
 use drover_cluster::storage::{self, RocksStorage, Storage};
 use drover_core::ids::NodeId;
 use drover_core::stream::Retention;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
-use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use x509_parser::extensions::GeneralName;
 
+use super::certificates::Certificates;
 use super::sockets::Sockets;
 use super::{Error, bootstrap};
 use crate::bus::Bus;
 use crate::config::{self, Config};
-use crate::tls::{KeyPair, ServerTls, read_certificates};
-use crate::{grpc, mqtt};
+use crate::{grpc, mqtt, tls};
 
 /// Everything that was started.
 pub(super) struct RunningNode {
     cluster: Cluster,
+    certificates: Certificates,
     mqtt: mqtt::Server,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     grpc_stop: CancellationToken,
@@ -39,18 +36,20 @@ pub(super) struct RunningNode {
 
 impl RunningNode {
     pub(super) async fn start(config: &Config, sockets: Sockets) -> Result<Self, Error> {
-        let tls = server_tls(&config.tls)?;
+        let failed = |error: tls::Error| Error::Failed(error.to_string());
         let host_names = host_names(config)?;
         let bootstrap = bootstrap::open(&config.node.data)?;
         let storage = open_storage(config).await?;
-        let (peers, incoming) = start_peers(config, sockets.peer)?;
+        let (certificates, peer_network) =
+            Certificates::load(&config.tls, sockets.peer).map_err(failed)?;
+        let (peers, incoming) = start_peers(config, peer_network);
         let cluster = Cluster::start(cluster_config(config), storage, peers, incoming)
             .await
             .map_err(|error| Error::Storage(error.to_string()))?;
 
         let mqtt = mqtt::Server::new(cluster.clone(), mqtt_config(config, host_names.clone()));
         let listeners = [
-            (sockets.mqtts, mqtt::Transport::Tls(tls.clone())),
+            (sockets.mqtts, mqtt::Transport::Tls(certificates.server.clone())),
             (sockets.mqtt, mqtt::Transport::Plain),
         ];
         for (listener, transport) in listeners {
@@ -66,14 +65,22 @@ impl RunningNode {
             host_names,
             bootstrap: Some(bootstrap),
         };
-        let tls = grpc::Tls { config: tls.config(), clients: grpc::ClientCertificates::Ignored };
+        let tls = grpc::Tls {
+            config: certificates.server.config(),
+            clients: certificates.clients.clone(),
+        };
         let limits = grpc_limits(&config.limits);
         let serving = grpc::serve(sockets.grpc, Some(tls), api, limits, grpc_stop.clone());
-        Ok(Self { cluster, mqtt, grpc: tokio::spawn(serving), grpc_stop })
+        Ok(Self { cluster, certificates, mqtt, grpc: tokio::spawn(serving), grpc_stop })
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Those that are not in order stay as they are; the first problem is told.
+    pub(super) fn reload_certificates(&self) -> Result<(), tls::Error> {
+        self.certificates.reload()
     }
 
     /// Completes when the node cannot go on.
@@ -94,15 +101,10 @@ impl RunningNode {
     }
 }
 
-fn server_tls(tls: &config::Tls) -> Result<ServerTls, Error> {
-    let files = KeyPair { certificate: tls.certificate.clone(), key: tls.key.clone() };
-    ServerTls::load(files).map_err(|error| Error::Failed(error.to_string()))
-}
-
 /// The names that were configured and those in the certificate.
 fn host_names(config: &Config) -> Result<Vec<String>, Error> {
     let mut names = config.node.host_names.clone();
-    let chain = read_certificates(&config.tls.certificate)
+    let chain = tls::read_certificates(&config.tls.certificate)
         .map_err(|error| Error::Failed(error.to_string()))?;
     if let Some((_, certificate)) =
         chain.first().and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
@@ -134,33 +136,15 @@ async fn open_storage(config: &Config) -> Result<Arc<dyn Storage>, Error> {
     }
 }
 
-fn start_peers(config: &Config, listener: TcpListener) -> Result<(Peers, IncomingQueue), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
-    let tls = &config.tls;
-    let identity = TlsIdentity {
-        authorities: read_certificates(&tls.peer_ca).map_err(|error| failed(&error))?,
-        chain: read_certificates(&tls.peer_certificate).map_err(|error| failed(&error))?,
-        key: read_key(&tls.peer_key)?,
-    };
-    let network = TlsNetwork::new(listener, identity).map_err(|error| failed(&error))?;
+fn start_peers(config: &Config, network: Arc<TlsNetwork>) -> (Peers, IncomingQueue) {
     let members: BTreeMap<_, _> = config
         .peers
         .iter()
         .map(|peer| (NodeId::new(peer.number, peer.generation), peer.peer_address.clone()))
         .collect();
-    let config = PeersConfig {
-        node: node_id(config),
-        members,
-        cluster_id: None,
-        network: Arc::new(network),
-        seed: None,
-    };
-    Ok(Peers::start(config))
-}
-
-fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_file(file)
-        .map_err(|error| Error::Failed(format!("{}: {error}", file.display())))
+    let config =
+        PeersConfig { node: node_id(config), members, cluster_id: None, network, seed: None };
+    Peers::start(config)
 }
 
 fn node_id(config: &Config) -> NodeId {
@@ -205,6 +189,7 @@ fn mqtt_config(config: &Config, host_names: Vec<String>) -> mqtt::Config {
         handshakes_max: limits.handshakes as usize,
         handshake_timeout: limits.handshake_timeout.as_duration(),
         connect_timeout: limits.connect_timeout.as_duration(),
+        login_failures_max: limits.login_failures,
         window_messages: limits.window_messages as usize,
         window_bytes: limits.window.bytes() as usize,
         ..mqtt::Config::default()

@@ -53,6 +53,23 @@ async fn every_bad_credential_is_refused_with_the_same_code() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_device_that_keeps_failing_is_not_heard_and_its_neighbour_is() -> Result<()> {
+    let nodes = Nodes::start_with(1, &[("limits.login_failures", "3")]).await?;
+    let admin = nodes.admin(0)?;
+    let (key, other_key) = (admin.create_device("lock").await?, admin.create_device("door").await?);
+    for _ in 0..3 {
+        let refused = refusal(&nodes, Login::new("lock", OTHER_KEY)?).await;
+        assert!(refused.contains(NOT_AUTHORIZED), "{refused}");
+    }
+    let refused = refusal(&nodes, Login::new("lock", &key)?).await;
+    assert!(refused.contains(NOT_AUTHORIZED), "with the right key, within the minute: {refused}");
+    Device::connect(nodes.mqtt(0), "door", &other_key).await?.send("from the same address").await?;
+    let metrics = nodes.get(0, "/metrics").await?;
+    assert!(metrics.contains("drover_mqtt_unheard_logins_total 1"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn disabling_a_device_ends_its_connection_and_keeps_it_out() -> Result<()> {
     let nodes = Nodes::start(3).await?;
     let admin = nodes.admin(0)?;

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId};
+use futures::StreamExt;
 use tokio::net::TcpListener;
+use tonic::transport::server::Connected;
 
 use super::cluster::{Authority, PATIENCE, node_id};
-use crate::raft::network::{PeerNetwork, PlainNetwork};
+use crate::raft::network::{PeerNetwork, PlainNetwork, ProvenPeer};
 use crate::raft::peers::{CallError, Incoming, IncomingQueue, Peers, PeersConfig};
 use crate::raft::tls::{TlsNetwork, certificate_name};
 
@@ -162,6 +164,28 @@ async fn a_certificate_of_a_device_or_of_another_authority_does_not_open_the_pee
         one.knows(node_id(2), &two);
         assert!(matches!(one.ask(node_id(2)).await, Err(CallError::Unreachable { .. })));
     }
+}
+
+#[tokio::test]
+async fn a_renewed_identity_proves_new_connections_and_the_former_one_none() {
+    let (former, renewed) = (Authority::new(), Authority::new());
+    let network = async |authority: &Authority, number| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let identity = authority.identity(certificate_name(node_id(number)));
+        (TlsNetwork::new(listener, identity).expect("the identity is complete"), address)
+    };
+    let identity = |number| renewed.identity(certificate_name(node_id(number)));
+    let (one, _) = network(&former, 1).await;
+    let (two, address) = network(&former, 2).await;
+    two.renew(identity(2)).expect("the identity is complete");
+    let mut incoming = two.incoming();
+    let accepted = tokio::spawn(async move { incoming.next().await });
+    assert!(one.connect(node_id(2), &address).await.is_err(), "of another authority now");
+    one.renew(identity(1)).expect("the identity is complete");
+    let _connected = one.connect(node_id(2), &address).await.expect("of the same authority");
+    let peer = accepted.await.expect("it does not panic").expect("one was accepted");
+    assert_eq!(peer.expect("it is open").connect_info(), ProvenPeer(Some(node_id(1))));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use drover_core::ids::NodeId;
 
 use super::files::write_secret;
+use crate::cli::output::counted;
 use crate::clock;
 use crate::config::{Config, Listen, Listeners, Log, Node, Peer, Tls, show};
 use crate::tls::KeyPair;
@@ -160,9 +161,10 @@ fn refuse_another_size(folder: &Path, count: u16) -> Result<()> {
     let found = (1..=9).take_while(|number| is_there(*number)).count();
     if found != 0 && found != usize::from(count) {
         bail!(
-            "{} holds a hub of {found} node(s), not {count}: run drover dev --nodes {found}, use another folder with \
+            "{} holds a hub of {}, not {count}: run drover dev --nodes {found}, use another folder with \
              --data, or start over with --fresh (this deletes its data)",
-            folder.display()
+            folder.display(),
+            counted(found as u64, "node"),
         );
     }
     Ok(())
@@ -172,6 +174,7 @@ fn tls(server: &KeyPair, peer: KeyPair, ca: PathBuf) -> Tls {
     Tls {
         certificate: server.certificate.clone(),
         key: server.key.clone(),
+        client_ca: PathBuf::new(),
         peer_certificate: peer.certificate,
         peer_key: peer.key,
         peer_ca: ca,

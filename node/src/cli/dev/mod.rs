@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use drover_core::ids::DeviceId;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +138,8 @@ async fn all(
 }
 
 async fn run_here(config: crate::config::Config, stop: CancellationToken) -> Result<(), Failure> {
-    Ok(run::until(config, stop).await?)
+    // A hang-up of the terminal ends a development hub, as it ends any program: nothing asks for a reload.
+    Ok(run::until(config, stop, &Notify::new()).await?)
 }
 
 async fn greet(
