@@ -5,12 +5,17 @@ use std::time::Duration;
 use metrics::Unit;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use crate::raft::lag::Lag;
+
 const STORAGE_FSYNC_SECONDS: &str = "drover_storage_fsync_seconds";
 const STORAGE_SYNC_BATCH_SIZE: &str = "drover_storage_sync_batch_size";
 const STORAGE_FAILURES: &str = "drover_storage_failures_total";
 const PROPOSE_SECONDS: &str = "drover_raft_propose_seconds";
 const LEADER_CHANGES: &str = "drover_raft_leader_changes_total";
 const GROUPS_STOPPED: &str = "drover_raft_groups_stopped_total";
+const LED_GROUPS: &str = "drover_raft_led_groups";
+const REPLICA_LAG: &str = "drover_raft_replica_lag_entries";
+const SILENT_REPLICAS: &str = "drover_raft_silent_replicas";
 const PEER_FRAMES_SENT: &str = "drover_raft_peer_frames_sent_total";
 const PEER_ENVELOPES_SENT: &str = "drover_raft_peer_envelopes_sent_total";
 const PEER_FRAMES_RECEIVED: &str = "drover_raft_peer_frames_received_total";
@@ -46,8 +51,21 @@ pub fn describe() {
         PEER_MESSAGES_DROPPED,
         "Messages without an answer that were dropped because a peer, or a queue, could not take them."
     );
+    describe_lag();
     describe_storage();
     describe_actors();
+}
+
+fn describe_lag() {
+    describe_gauge!(LED_GROUPS, "Groups that this node leads.");
+    describe_gauge!(
+        REPLICA_LAG,
+        "Log entries that the replica which is furthest behind lacks, of all groups led here."
+    );
+    describe_gauge!(
+        SILENT_REPLICAS,
+        "Replicas of groups led here that have acknowledged nothing since this node leads."
+    );
 }
 
 fn describe_storage() {
@@ -102,6 +120,13 @@ pub(crate) fn leader_changed() {
 
 pub(crate) fn group_stopped() {
     counter!(GROUPS_STOPPED).increment(1);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+pub(crate) fn raft_lag(lag: Lag) {
+    gauge!(LED_GROUPS).set(lag.led_groups as f64);
+    gauge!(REPLICA_LAG).set(lag.entries_max as f64);
+    gauge!(SILENT_REPLICAS).set(lag.silent_replicas as f64);
 }
 
 pub(crate) fn peer_frame_sent(envelopes: usize) {

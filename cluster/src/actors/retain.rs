@@ -8,7 +8,8 @@ use drover_core::ids::{GroupId, ShardId};
 use tracing::{debug, warn};
 
 use super::node::Shared;
-use super::serve::{Entry, change_here};
+use super::serve::{Entry, change_here, unreadable};
+use crate::raft::group::Group;
 use crate::storage::{self, state, stream};
 use crate::wire::request::encode_change;
 
@@ -21,13 +22,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tokio::time::sleep(shared.config.limits.retention_interval).await;
         for (shard, replica) in &*shared.router.replicas() {
             if replica.leadership.borrow().serving {
-                retain(&shared, *shard).await;
+                retain(&shared, *shard, &replica.group).await;
             }
         }
     }
 }
 
-async fn retain(shared: &Shared, shard: ShardId) {
+async fn retain(shared: &Shared, shard: ShardId, group: &Group) {
     for _ in 0..STEPS_MAX {
         match plan(shared, shard) {
             Ok(Some(change)) => {
@@ -38,7 +39,11 @@ async fn retain(shared: &Shared, shard: ShardId) {
                 }
             }
             Ok(None) => return,
-            Err(error) => return warn!(%shard, %error, "retention cannot read the stream"),
+            Err(error) => {
+                warn!(%shard, %error, "retention cannot read the stream");
+                unreadable(group, error);
+                return;
+            }
         }
     }
 }

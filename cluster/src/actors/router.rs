@@ -155,6 +155,10 @@ impl Router {
                 Attempt::Answered(Ok(answer)) => return Ok(answer),
                 Attempt::Answered(Err(Failure::NotLeader { leader })) => self.learn(group, leader),
                 Attempt::Answered(Err(Failure::Unknown)) if !changes => {}
+                // Another replica will lead.
+                Attempt::Answered(Err(Failure::GroupStopped { .. })) if !changes => {
+                    self.learn(group, None);
+                }
                 Attempt::Answered(Err(failure)) => return Err(error_of(group, failure)),
                 Attempt::Lost(error) if changes || Instant::now() >= deadline => return Err(error),
                 Attempt::Lost(_) | Attempt::Again => {}
@@ -165,7 +169,10 @@ impl Router {
             self.wait(group, pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
-        Err(Error::NoLeader { group })
+        match self.groups.problems().remove(&group) {
+            Some(problem) => Err(Error::GroupStopped { group, problem }),
+            None => Err(Error::NoLeader { group }),
+        }
     }
 
     async fn ask_peer(

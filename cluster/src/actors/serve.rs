@@ -22,6 +22,7 @@ use super::router::{Replica, failure_of};
 use super::shard::ShardMsg;
 use super::status;
 use crate::metrics;
+use crate::raft::group::Group;
 use crate::storage::stream::{self, PageLimit};
 use crate::storage::{self, state};
 use crate::wire::request::{Answer, Failure, Request, Response, decode_change};
@@ -111,7 +112,15 @@ pub(super) async fn read_here(
     if !matches!(request, Request::Device { linearizable: false, .. }) {
         replica.group.read_barrier().await.map_err(failure_of)?;
     }
-    read(shared, shard, request).map_err(|error| failure_of(error.into()))?
+    read(shared, shard, request).map_err(|error| unreadable(&replica.group, error))?
+}
+
+/// A replica that has corrupt data must not serve: it is stopped, and another one is elected.
+pub(super) fn unreadable(group: &Group, error: storage::Error) -> Failure {
+    if matches!(error, storage::Error::Corrupt { .. }) {
+        group.condemn(error.to_string());
+    }
+    failure_of(error.into())
 }
 
 fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, storage::Error> {
@@ -170,7 +179,7 @@ async fn page(
     loop {
         growth.mark_unchanged();
         let page = stream::read(&*shared.storage, shard, from, limit)
-            .map_err(|error| failure_of(error.into()))?;
+            .map_err(|error| unreadable(&replica.group, error))?;
         if !page.messages.is_empty() || Instant::now() >= until {
             return Ok(Answer::Page(page));
         }
@@ -193,10 +202,15 @@ pub(super) fn local_page(
     from: Offset,
     limit: PageLimit,
 ) -> Option<StreamPage> {
-    shared.router.replica(shard)?;
-    // A replica that cannot read is no reason not to ask the leader.
-    let page = stream::read(&*shared.storage, shard, from, limit).ok()?;
-    (!page.messages.is_empty()).then_some(page)
+    let replica = shared.router.replica(shard)?;
+    match stream::read(&*shared.storage, shard, from, limit) {
+        Ok(page) => (!page.messages.is_empty()).then_some(page),
+        // A replica that cannot read is no reason not to ask the leader.
+        Err(error) => {
+            unreadable(&replica.group, error);
+            None
+        }
+    }
 }
 
 /// Answers a request of a peer that takes time. Runs as a task of its own.

@@ -165,6 +165,21 @@ async fn a_log_that_has_lost_its_vote_is_amnesia() {
     assert!(matches!(opened, Err(Error::Amnesia { .. })), "{opened:?}");
 }
 
+/// RocksDB opens such a store without complaint, with what was written before the cut.
+#[tokio::test]
+async fn a_write_ahead_log_that_was_cut_short_is_amnesia() {
+    let folder = stopped_node().await;
+    let files = std::fs::read_dir(folder.path().join("db")).expect("a folder");
+    let files = files.map(|entry| entry.expect("readable").path());
+    let log = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    let length = |path: &std::path::PathBuf| path.metadata().expect("readable").len();
+    let log = log.max_by_key(length).expect("there is one");
+    let file = std::fs::OpenOptions::new().write(true).open(&log).expect("writable");
+    file.set_len(length(&log) / 2).expect("writable");
+    let opened = reopen(&Arc::new(rocksdb(&folder)));
+    assert!(matches!(opened, Err(Error::Amnesia { .. })), "{opened:?}");
+}
+
 #[tokio::test]
 async fn a_log_cut_on_purpose_is_no_amnesia() {
     let folder = stopped_node().await;

@@ -94,12 +94,11 @@ impl Group {
         tokio::spawn(async move {
             follow(&raft, node, &sender).await;
             sender.send_replace(Leadership::default());
-            let problem = match &raft.metrics().borrow_watched().running_state {
+            let ended = || match &raft.metrics().borrow_watched().running_state {
                 Ok(()) => "it was stopped".to_owned(),
                 Err(fatal) => fatal.to_string(),
             };
-            followed.inner.problem.get_or_init(|| problem.clone());
-            stopped(problem);
+            stopped(followed.inner.problem.get_or_init(ended).clone());
         });
         group
     }
@@ -181,6 +180,15 @@ impl Group {
             Ok(Ok(now)) if now.leader == Some(to) => Ok(()),
             Ok(Ok(now)) => Err(Error::NotLeader { leader: now.leader }),
             Ok(Err(_)) | Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// Stops this replica for good, because its data cannot be trusted: it serves and votes no more, the others go on.
+    pub fn condemn(&self, problem: String) {
+        if self.inner.problem.set(problem).is_ok() {
+            let raft = self.inner.raft.clone();
+            // One that has failed by itself meanwhile is stopped as well.
+            tokio::spawn(async move { raft.shutdown().await.ok() });
         }
     }
 

@@ -1,7 +1,7 @@
 //! All groups of this node: started from what the meta group says, stopped one by one when their data fails.
 //!
-//! A group that fails is listed, answers that it is stopped and has no vote any more; the others go on. When the store
-//! itself has failed there is nothing to go on with: [`Groups::fatal`] says so, and the program ends the process.
+//! A group that fails is taken out and listed with its problem; its replica here serves and votes no more, and the others
+//! go on. When the store itself has failed there is nothing to go on with: [`Groups::fatal`] says so, and the program ends the process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ use super::runtime::Runtime;
 use super::state_machine::StateMachine;
 use super::transport::Transport;
 use super::types::PeerNode;
-use super::{Error, Response, balance, bootstrap, election};
+use super::{Error, Response, balance, bootstrap, election, lag};
 use crate::metrics;
 use crate::storage::{self, Storage};
 use crate::wire::record;
@@ -130,6 +130,7 @@ impl Groups {
         groups.start_group(GroupId::Meta).await?;
         groups.spawn(election::watch(groups.clone()));
         groups.spawn(balance::run(groups.clone()));
+        groups.spawn(lag::run(groups.clone()));
         groups.spawn(groups.clone().follow_meta());
         Ok(groups)
     }
@@ -335,6 +336,9 @@ impl Groups {
         }
         self.inner.peers.unregister(group);
         self.note_problem(group, problem);
+        self.inner.running.send_modify(|running| {
+            Arc::make_mut(running).remove(&group);
+        });
         self.check_store();
     }
 

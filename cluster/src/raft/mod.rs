@@ -9,6 +9,7 @@ mod election;
 mod frames;
 pub mod group;
 pub mod groups;
+pub(crate) mod lag;
 mod link;
 pub mod log_record;
 pub mod log_store;
