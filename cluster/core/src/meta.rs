@@ -49,9 +49,11 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetaChange {
     Initialize(Box<Meta>),
+    /// With a version it is refused unless the state has it: part of the policy was taken from what was read before.
     PutPolicy {
         name: String,
         policy: Policy,
+        expected_version: Option<u64>,
     },
     DeletePolicy {
         name: String,
@@ -78,7 +80,7 @@ pub enum MetaRefusal {
     AlreadyInitialized { cluster_id: String },
     #[error("there is no cluster yet: run drover cluster init at one node")]
     NotInitialized,
-    #[error("the state has version {current}, not {expected}: plan again")]
+    #[error("the state has version {current}, not {expected}: read it again, then decide")]
     VersionMismatch { expected: u64, current: u64 },
     #[error("there is no policy {name}")]
     PolicyNotFound { name: String },
@@ -112,7 +114,10 @@ impl Meta {
         match change {
             // Answered by `apply`.
             MetaChange::Initialize(_) => Ok(()),
-            MetaChange::PutPolicy { name, policy } => self.put_policy(name, policy),
+            MetaChange::PutPolicy { name, policy, expected_version } => {
+                expected_version.map_or(Ok(()), |expected| self.check_version(expected))?;
+                self.put_policy(name, policy)
+            }
             MetaChange::DeletePolicy { name } => self.delete_policy(name),
             MetaChange::Place { expected_version, placement } => {
                 self.place(*expected_version, placement)
@@ -151,10 +156,15 @@ impl Meta {
         Ok(())
     }
 
-    fn place(&mut self, expected: u64, placement: &Placement) -> Result<(), MetaRefusal> {
-        if expected != self.version {
-            return Err(MetaRefusal::VersionMismatch { expected, current: self.version });
+    fn check_version(&self, expected: u64) -> Result<(), MetaRefusal> {
+        if expected == self.version {
+            return Ok(());
         }
+        Err(MetaRefusal::VersionMismatch { expected, current: self.version })
+    }
+
+    fn place(&mut self, expected: u64, placement: &Placement) -> Result<(), MetaRefusal> {
+        self.check_version(expected)?;
         self.placement.extend(placement.iter().map(|(shard, nodes)| (*shard, nodes.clone())));
         Ok(())
     }
@@ -207,7 +217,8 @@ mod tests {
         name: &str,
         permission: Permission,
     ) -> Result<u64, MetaRefusal> {
-        let change = MetaChange::PutPolicy { name: name.to_owned(), policy: policy(permission) };
+        let (name, policy) = (name.to_owned(), policy(permission));
+        let change = MetaChange::PutPolicy { name, policy, expected_version: None };
         apply(state, &change)
     }
 
@@ -254,6 +265,22 @@ mod tests {
         let refusal = Err(MetaRefusal::TooManyPolicies { limit: 64 });
         assert_eq!(put(&mut state, "late", Permission::RegistryRead), refusal);
         put(&mut state, "p7", Permission::RegistryWrite).expect("it is there already");
+    }
+
+    #[test]
+    fn a_policy_that_keeps_keys_of_an_older_state_is_refused() {
+        let mut state = initialized();
+        put(&mut state, "reader", Permission::RegistryRead).expect("legal");
+        let before = state.clone();
+        let stale = |expected| MetaChange::PutPolicy {
+            name: "reader".to_owned(),
+            policy: policy(Permission::RegistryWrite),
+            expected_version: Some(expected),
+        };
+        let refusal = MetaRefusal::VersionMismatch { expected: 1, current: 2 };
+        assert_eq!(apply(&mut state, &stale(1)), Err(refusal));
+        assert_eq!(state, before);
+        assert_eq!(apply(&mut state, &stale(2)), Ok(3));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 use ractor::{Actor, ActorRef};
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::admission::{Gauge, Permit};
@@ -470,21 +470,37 @@ impl Cluster {
         })
     }
 
-    pub async fn put_policy(&self, name: String, policy: Policy) -> Result<(), Error> {
-        self.change_meta(MetaChange::PutPolicy { name, policy }).await
+    /// `expected_version`: of the meta state that part of the policy was taken from, if it was.
+    pub async fn put_policy(
+        &self,
+        name: String,
+        policy: Policy,
+        expected_version: Option<u64>,
+    ) -> Result<(), Error> {
+        self.change_meta(MetaChange::PutPolicy { name, policy, expected_version }).await
     }
 
     pub async fn delete_policy(&self, name: String) -> Result<(), Error> {
         self.change_meta(MetaChange::DeletePolicy { name }).await
     }
 
+    /// On return this node has applied the change, too: who made it sees it here.
     async fn change_meta(&self, change: MetaChange) -> Result<(), Error> {
         let entry = MetaEntry { at: self.shared.config.clock.now(), change };
         let request = Request::Change(encode_meta_change(&entry));
         let Request::Change(entry) = &request else { return Err(Error::Timeout) };
         let here = || self.shared.change_meta_here(entry.clone());
         let deadline = self.deadline();
-        self.shared.router.ask(GroupId::Meta, &request, deadline, here).await.map(drop)
+        let answer = self.shared.router.ask(GroupId::Meta, &request, deadline, here).await?;
+        if let Answer::Meta(changed) = answer {
+            let mut meta = self.shared.groups.meta();
+            let is_applied = |meta: &Option<Arc<Meta>>| {
+                meta.as_ref().is_some_and(|meta| meta.version >= changed.version)
+            };
+            // It is committed: if this node takes longer than the deadline, it lags, and that is all.
+            timeout_at(deadline, meta.wait_for(is_applied)).await.ok();
+        }
+        Ok(())
     }
 
     pub async fn status(&self) -> Result<ClusterStatus, Error> {

@@ -61,7 +61,11 @@ impl ClusterMethods for ClusterService {
         let meta = self.cluster.meta().ok_or_else(|| status::of(Error::NotInitialized))?;
         let current = meta.policies.get(&given.name);
         let (name, policy) = cluster::policy(&given, current).map_err(status::invalid)?;
-        self.cluster.put_policy(name.clone(), policy.clone()).await.map_err(status::of)?;
+        // This node may know an older state than others: a key that was replaced must not come back by that.
+        let keeps_keys = given.primary_key.is_empty() || given.secondary_key.is_empty();
+        let expected = keeps_keys.then_some(meta.version);
+        let put = self.cluster.put_policy(name.clone(), policy.clone(), expected).await;
+        put.map_err(status::of)?;
         Ok(Response::new(cluster::policy_answer(&name, &policy)))
     }
 

@@ -22,16 +22,20 @@ pub fn meta_from_bytes(bytes: Bytes) -> Result<Meta, Invalid> {
 }
 
 pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
+    let mut expected_version = None;
     let kind = match &entry.change {
         MetaChange::Initialize(meta) => Kind::Initialize(meta_to_record(meta)),
-        MetaChange::PutPolicy { name, policy } => Kind::PutPolicy(policy_to_record(name, policy)),
+        MetaChange::PutPolicy { name, policy, expected_version: expected } => {
+            expected_version = *expected;
+            Kind::PutPolicy(policy_to_record(name, policy))
+        }
         MetaChange::DeletePolicy { name } => Kind::DeletePolicy(name.clone()),
         MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
             expected_version: *expected_version,
             placements: placement_to_record(placement),
         }),
     };
-    encode(&record::MetaChange { at_ms: entry.at.get(), kind: Some(kind) })
+    encode(&record::MetaChange { at_ms: entry.at.get(), expected_version, kind: Some(kind) })
 }
 
 pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
@@ -40,7 +44,7 @@ pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
         Kind::Initialize(meta) => MetaChange::Initialize(Box::new(meta_from_record(meta)?)),
         Kind::PutPolicy(policy) => {
             let (name, policy) = policy_from_record(policy)?;
-            MetaChange::PutPolicy { name, policy }
+            MetaChange::PutPolicy { name, policy, expected_version: entry.expected_version }
         }
         Kind::DeletePolicy(name) => MetaChange::DeletePolicy { name },
         Kind::Place(place) => MetaChange::Place {

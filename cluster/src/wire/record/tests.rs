@@ -91,7 +91,12 @@ fn entries_of_the_meta_group_survive() {
     let name = "owner".to_owned();
     for change in [
         MetaChange::Initialize(Box::new(meta())),
-        MetaChange::PutPolicy { name: name.clone(), policy },
+        MetaChange::PutPolicy {
+            name: name.clone(),
+            policy: policy.clone(),
+            expected_version: None,
+        },
+        MetaChange::PutPolicy { name: name.clone(), policy, expected_version: Some(7) },
         MetaChange::DeletePolicy { name },
         MetaChange::Place { expected_version: 7, placement },
     ] {
