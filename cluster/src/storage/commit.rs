@@ -150,84 +150,92 @@ mod tests {
 
     use super::*;
 
-    /// A flush that waits for a permission and then answers what the permission says.
-    fn gated() -> (mpsc::Sender<Result<(), Error>>, mpsc::Receiver<()>, Flush) {
-        let (permit, permits) = mpsc::channel();
-        let (begin, begun) = mpsc::channel();
-        let flush = move || {
-            begin.send(()).unwrap();
-            permits.recv().unwrap_or(Ok(()))
-        };
-        (permit, begun, Box::new(flush))
+    type Answer = (u32, Result<(), Error>);
+
+    /// The other ends of a commit whose fsyncs wait for a permission and then answer what the permission says.
+    struct Gate {
+        permit: mpsc::Sender<Result<(), Error>>,
+        begun: mpsc::Receiver<()>,
+        answer: mpsc::Sender<Answer>,
+        answers: mpsc::Receiver<Answer>,
     }
 
-    fn request(commit: &Commit, answers: &mpsc::Sender<(u32, Result<(), Error>)>, number: u32) {
-        let answers = answers.clone();
-        commit.sync(Box::new(move |result| answers.send((number, result)).unwrap()));
+    impl Gate {
+        fn start() -> (Commit, Self) {
+            let (permit, permits) = mpsc::channel();
+            let (begin, begun) = mpsc::channel();
+            let flush = move || {
+                begin.send(()).unwrap();
+                permits.recv().unwrap_or(Ok(()))
+            };
+            let commit = Commit::start(Box::new(flush), Failure::default()).unwrap();
+            let (answer, answers) = mpsc::channel();
+            (commit, Self { permit, begun, answer, answers })
+        }
+
+        fn request(&self, commit: &Commit, number: u32) {
+            let answer = self.answer.clone();
+            commit.sync(Box::new(move |result| answer.send((number, result)).unwrap()));
+        }
+
+        /// The same, and waits until its fsync has begun.
+        fn request_and_begin(&self, commit: &Commit, number: u32) {
+            self.request(commit, number);
+            self.begun.recv().unwrap();
+        }
     }
 
     #[test]
     fn requests_that_wait_together_are_answered_by_one_fsync_in_order() {
-        let (permit, begun, flush) = gated();
-        let commit = Commit::start(flush, Failure::default()).unwrap();
-        let (answer, answers) = mpsc::channel();
-        request(&commit, &answer, 0);
-        begun.recv().unwrap();
+        let (commit, gate) = Gate::start();
+        gate.request_and_begin(&commit, 0);
         for number in 1..10 {
-            request(&commit, &answer, number);
+            gate.request(&commit, number);
         }
-        permit.send(Ok(())).unwrap();
-        begun.recv().unwrap();
-        permit.send(Ok(())).unwrap();
-        let numbers: Vec<u32> = answers.iter().take(10).map(|(number, _)| number).collect();
+        gate.permit.send(Ok(())).unwrap();
+        gate.begun.recv().unwrap();
+        gate.permit.send(Ok(())).unwrap();
+        let numbers: Vec<u32> = gate.answers.iter().take(10).map(|(number, _)| number).collect();
         assert_eq!(numbers, (0..10).collect::<Vec<_>>());
         drop(commit);
-        assert!(begun.try_recv().is_err(), "ten requests took more than two fsyncs");
+        assert!(gate.begun.try_recv().is_err(), "ten requests took more than two fsyncs");
     }
 
     #[test]
     fn a_failed_fsync_fails_every_request_and_is_never_tried_again() {
-        let (permit, begun, flush) = gated();
-        let commit = Commit::start(flush, Failure::default()).unwrap();
-        let (answer, answers) = mpsc::channel();
-        request(&commit, &answer, 0);
-        begun.recv().unwrap();
-        request(&commit, &answer, 1);
+        let (commit, gate) = Gate::start();
+        gate.request_and_begin(&commit, 0);
+        gate.request(&commit, 1);
         let broken = Error::Io { what: "no fsync".into() };
-        permit.send(Err(broken.clone())).unwrap();
-        assert_eq!(answers.recv().unwrap(), (0, Err(broken.clone())));
-        assert_eq!(answers.recv().unwrap(), (1, Err(broken.clone())));
-        request(&commit, &answer, 2);
-        assert_eq!(answers.recv().unwrap(), (2, Err(broken)));
+        gate.permit.send(Err(broken.clone())).unwrap();
+        assert_eq!(gate.answers.recv().unwrap(), (0, Err(broken.clone())));
+        assert_eq!(gate.answers.recv().unwrap(), (1, Err(broken.clone())));
+        gate.request(&commit, 2);
+        assert_eq!(gate.answers.recv().unwrap(), (2, Err(broken)));
         drop(commit);
-        assert!(begun.try_recv().is_err(), "the fsync was tried again");
+        assert!(gate.begun.try_recv().is_err(), "the fsync was tried again");
     }
 
     #[test]
     fn closing_answers_what_waits() {
-        let (permit, begun, flush) = gated();
-        let commit = Commit::start(flush, Failure::default()).unwrap();
-        let (answer, answers) = mpsc::channel();
-        request(&commit, &answer, 0);
-        begun.recv().unwrap();
-        request(&commit, &answer, 1);
-        drop(permit);
+        let (commit, gate) = Gate::start();
+        gate.request_and_begin(&commit, 0);
+        gate.request(&commit, 1);
+        drop(gate.permit);
         drop(commit);
-        drop(answer);
-        assert_eq!(answers.iter().map(|(number, _)| number).collect::<Vec<_>>(), [0, 1]);
+        drop(gate.answer);
+        assert_eq!(gate.answers.iter().map(|(number, _)| number).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
     fn a_request_that_panics_leaves_nobody_waiting() {
-        let (permit, begun, flush) = gated();
-        let commit = Commit::start(flush, Failure::default()).unwrap();
-        let (answer, answers) = mpsc::channel();
+        let (commit, gate) = Gate::start();
         commit.sync(Box::new(|_| panic!("a request that panics, on purpose")));
-        begun.recv().unwrap();
-        request(&commit, &answer, 1);
-        permit.send(Ok(())).unwrap();
-        assert!(answers.recv().unwrap().1.is_err());
-        request(&commit, &answer, 2);
-        assert!(answers.recv().unwrap().1.is_err());
+        gate.begun.recv().unwrap();
+        gate.request(&commit, 1);
+        gate.permit.send(Ok(())).unwrap();
+        assert!(gate.answers.recv().unwrap().1.is_err());
+        gate.request(&commit, 2);
+        assert!(gate.answers.recv().unwrap().1.is_err());
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use drover_core::device::Key;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
@@ -26,7 +27,7 @@ use crate::identity::policy_token;
 
 /// Where the API listens unless something else is said.
 const PORT_DEFAULT: u16 = 7443;
-/// Tokens are made for one command, which may follow a stream for long.
+/// Tokens are made for one call, which may follow a stream for long.
 const TOKEN_LIFE_S: u64 = 24 * 60 * 60;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages of messages with bodies can be large.
@@ -62,15 +63,40 @@ pub(crate) struct HubArguments {
     json: bool,
 }
 
-/// Adds the credential and the deadline to each call.
+/// Adds what proves who is calling to each call.
 #[derive(Clone)]
-pub(crate) struct Credential {
-    authorization: MetadataValue<Ascii>,
+pub(crate) enum Credential {
+    /// A token of a policy, made anew for each call.
+    Policy {
+        host: String,
+        policy: String,
+        key: Key,
+    },
+    Bootstrap {
+        token: String,
+    },
+}
+
+impl Credential {
+    fn authorization(&self) -> String {
+        match self {
+            Self::Policy { host, policy, key } => {
+                let expires_s = clock::unix_ms() / 1_000 + TOKEN_LIFE_S;
+                policy_token(host, policy, key, expires_s)
+            }
+            Self::Bootstrap { token } => format!("Bearer {token}"),
+        }
+    }
 }
 
 impl Interceptor for Credential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.authorization.clone());
+        let mut authorization: MetadataValue<Ascii> = self
+            .authorization()
+            .parse()
+            .map_err(|_| Status::invalid_argument("the credential is not plain ASCII text"))?;
+        authorization.set_sensitive(true);
+        request.metadata_mut().insert("authorization", authorization);
         Ok(request)
     }
 }
@@ -131,11 +157,10 @@ impl HubArguments {
                 "this is a device's connection string: use one with SharedAccessKeyName".to_owned(),
             ));
         };
-        let expires_s = clock::unix_ms() / 1_000 + TOKEN_LIFE_S;
-        let host = &connection.host_name;
-        let token = policy_token(host, policy, &connection.key, expires_s);
-        let endpoint = self.endpoint.clone().unwrap_or_else(|| endpoint_of(host));
-        self.connect(&endpoint, &token)
+        let host = connection.host_name.clone();
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| endpoint_of(&host));
+        let (policy, key) = (policy.clone(), connection.key.clone());
+        self.connect(&endpoint, Credential::Policy { host, policy, key })
     }
 
     /// The client of a node's owner, for a hub that has no policies yet.
@@ -144,7 +169,7 @@ impl HubArguments {
             Some(endpoint) => endpoint.clone(),
             None => format!("https://localhost:{PORT_DEFAULT}"),
         };
-        self.connect(&endpoint, &format!("Bearer {token}"))
+        self.connect(&endpoint, Credential::Bootstrap { token: token.to_owned() })
     }
 
     /// The name that devices know the hub by.
@@ -186,7 +211,7 @@ impl HubArguments {
         self.ca.clone().or_else(saved)
     }
 
-    fn connect(&self, endpoint: &str, authorization: &str) -> Result<Client, Failure> {
+    fn connect(&self, endpoint: &str, credential: Credential) -> Result<Client, Failure> {
         let usage = |problem: &dyn std::fmt::Display| {
             Failure::Usage(format!("cannot use the endpoint {endpoint}: {problem}"))
         };
@@ -202,10 +227,6 @@ impl HubArguments {
             }
             to = to.tls_config(tls).map_err(|error| usage(&error))?;
         }
-        let mut authorization: MetadataValue<Ascii> =
-            authorization.parse().map_err(|error| usage(&error))?;
-        authorization.set_sensitive(true);
-        let credential = Credential { authorization };
         Ok(Client { channel: to.connect_lazy(), credential, timeout: self.timeout })
     }
 }

@@ -11,7 +11,7 @@ use drover_proto::admin::{
 use serde_json::{Value, json};
 
 use super::client::{Client, HubArguments};
-use super::output::{Form, Output, Table};
+use super::output::{Form, Output, Table, counted};
 use super::{Failure, files, json as values, policies};
 
 #[derive(Debug, Subcommand)]
@@ -124,12 +124,14 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
         return out.json(&status_json(status));
     }
     let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
+    let shard_count = status.shards.iter().filter(|shard| shard.shard.is_some()).count();
     out.line(&format!(
-        "Cluster {}: {} nodes, {} shards ({leaderless} groups without a leader), {} devices",
+        "Cluster {}: {}, {} ({} without a leader), {}",
         status.cluster_id,
-        status.nodes.len(),
-        status.shards.iter().filter(|shard| shard.shard.is_some()).count(),
-        status.device_count,
+        counted(status.nodes.len() as u64, "node"),
+        counted(shard_count as u64, "shard"),
+        counted(leaderless as u64, "group"),
+        counted(status.device_count, "device"),
     ))?;
     out.table(&nodes_table(&status.nodes))?;
     if shards {
@@ -299,7 +301,7 @@ mod tests {
         show(&status, true, &mut Output::new(&mut bytes, Form::People)).expect("memory takes it");
         assert_eq!(
             String::from_utf8(bytes).expect("it is text"),
-            "Cluster c: 1 nodes, 1 shards (1 groups without a leader), 0 devices\n\
+            "Cluster c: 1 node, 1 shard (1 group without a leader), 0 devices\n\
              NODE  REACHABLE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  PROBLEMS\n\
              1     yes        hub:7443  -     0.1.0    0         0        0         3 MiB      disk is full\n\
              SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  FIRST  NEXT  DEVICES\n\

@@ -8,24 +8,26 @@ use drover_proto::admin::{
     CommitCursorRequest, GetStatusRequest, Message, Property, ReadHistoryRequest,
     ReadStreamRequest, ReadStreamResponse, TailRequest,
 };
-use futures::stream::{self, BoxStream};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost_types::Timestamp;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tonic::{Status, Streaming};
 
 use super::Failure;
 use super::client::{Client, HubArguments};
+use super::follow::Reopener;
 use super::json::{self, Body};
-use super::output::{Form, Output, json_text};
+use super::output::{Form, Output, counted, json_text};
 use crate::clock;
 
 const HISTORY_PAGE: u32 = 500;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show messages as they come. Best effort: what a slow reader misses is counted.
+    /// Show messages as they come. Best effort: what a slow reader misses is counted, and what comes while the hub cannot be
+    /// reached is not shown.
     Tail(Tail),
     /// Read the shards' streams, in the order of their offsets, without holes.
     Read(Read),
@@ -60,7 +62,7 @@ pub(super) struct Read {
     /// Move the group's cursor behind what was printed.
     #[arg(long, requires = "group")]
     commit: bool,
-    /// Go on as messages come.
+    /// Go on as messages come, also after the hub was away.
     #[arg(long)]
     follow: bool,
     /// Stop after so many messages (of each shard).
@@ -104,9 +106,19 @@ async fn tail(arguments: Tail, client: &Client, out: &mut Output<'_>) -> Result<
     };
     let request =
         TailRequest { device_id: arguments.device, property_key: key, property_value: value };
-    let mut responses = client.messages().tail(request).await?.into_inner();
+    let open = async || Ok(client.messages().tail(request.clone()).await?.into_inner());
+    let reopener = Reopener::default();
+    let mut responses = open().await?;
     let mut left = arguments.limit.unwrap_or(u64::MAX);
-    while let Some(response) = responses.try_next().await? {
+    loop {
+        let response = match responses.try_next().await {
+            Ok(Some(response)) => response,
+            Ok(None) => return Ok(()),
+            Err(lost) => {
+                responses = reopener.open(lost, open).await?;
+                continue;
+            }
+        };
         if response.missed > 0 {
             print_missed(response.missed, out)?;
         }
@@ -118,13 +130,12 @@ async fn tail(arguments: Tail, client: &Client, out: &mut Output<'_>) -> Result<
             }
         }
     }
-    Ok(())
 }
 
 fn print_missed(missed: u64, out: &mut Output<'_>) -> Result<(), Failure> {
     match out.form() {
         Form::Json => out.json(&json!({ "missed": missed })),
-        Form::People => out.line(&format!("… up to {missed} messages were missed")),
+        Form::People => out.line(&format!("… missed: up to {}", counted(missed, "message"))),
     }
 }
 
@@ -137,11 +148,13 @@ async fn read(arguments: Read, client: &Client, out: &mut Output<'_>) -> Result<
         Some(group) => Some(Start::ConsumerGroup(group.clone())),
         None => start(&arguments.from, clock::unix_ms())?,
     };
+    let reopener = Reopener::default();
     let mut streams = Vec::new();
     for shard in shards {
         let (follow, limit) = (arguments.follow, arguments.limit);
         let request = ReadStreamRequest { shard, follow, limit, from: from.clone() };
-        streams.push(open(client, request).await?);
+        let reader = ShardReader::open(client.clone(), request, reopener.clone()).await?;
+        streams.push(stream::try_unfold(reader, ShardReader::next).boxed_local());
     }
     let mut responses = stream::select_all(streams);
     let commit_group = arguments.group.filter(|_| arguments.commit);
@@ -154,12 +167,51 @@ async fn read(arguments: Read, client: &Client, out: &mut Output<'_>) -> Result<
     Ok(())
 }
 
-type Responses = BoxStream<'static, Result<(u32, ReadStreamResponse), tonic::Status>>;
+/// The stream of one shard. When it is followed and the connection is lost, it goes on where it was.
+struct ShardReader {
+    client: Client,
+    /// What is still to be read.
+    request: ReadStreamRequest,
+    is_limited: bool,
+    reopener: Reopener,
+    responses: Streaming<ReadStreamResponse>,
+}
 
-async fn open(client: &Client, request: ReadStreamRequest) -> Result<Responses, Failure> {
-    let shard = request.shard;
-    let responses = client.messages().read_stream(request).await?.into_inner();
-    Ok(responses.map_ok(move |response| (shard, response)).boxed())
+impl ShardReader {
+    async fn open(
+        client: Client,
+        request: ReadStreamRequest,
+        reopener: Reopener,
+    ) -> Result<Self, Status> {
+        let responses = client.messages().read_stream(request.clone()).await?.into_inner();
+        Ok(Self { client, is_limited: request.limit > 0, request, reopener, responses })
+    }
+
+    /// The next messages, with their shard; `None` at the end.
+    async fn next(mut self) -> Result<Option<((u32, ReadStreamResponse), Self)>, Status> {
+        loop {
+            match self.responses.try_next().await {
+                Ok(None) => return Ok(None),
+                Ok(Some(response)) => {
+                    self.request.from = Some(Start::Offset(response.next_offset));
+                    let count = response.messages.len() as u64;
+                    self.request.limit = self.request.limit.saturating_sub(count);
+                    return Ok(Some(((self.request.shard, response), self)));
+                }
+                // A limit of 0 is none: what was asked for has been read.
+                Err(_) if self.is_limited && self.request.limit == 0 => return Ok(None),
+                Err(lost) if self.request.follow => self.reopen(lost).await?,
+                Err(lost) => return Err(lost),
+            }
+        }
+    }
+
+    async fn reopen(&mut self, lost: Status) -> Result<(), Status> {
+        let (client, request) = (&self.client, &self.request);
+        let open = async || client.messages().read_stream(request.clone()).await;
+        self.responses = self.reopener.open(lost, open).await?.into_inner();
+        Ok(())
+    }
 }
 
 async fn shards(client: &Client) -> Result<Vec<u32>, Failure> {
@@ -178,7 +230,8 @@ fn print_response(
         match out.form() {
             Form::Json => out.json(&json!({ "shard": shard, "skipped": skipped }))?,
             Form::People => {
-                out.line(&format!("… retention took {skipped} messages of shard {shard}"))?;
+                let skipped = counted(skipped, "message");
+                out.line(&format!("… retention took {skipped} of shard {shard}"))?;
             }
         }
     }

@@ -12,6 +12,7 @@ mod dev;
 mod devices;
 mod failure;
 mod files;
+mod follow;
 mod hub;
 mod json;
 mod messages;
@@ -28,9 +29,17 @@ use clap_complete::Shell;
 
 pub use failure::Failure;
 
+/// What scripts and supervisors can tell apart; `Failure::code` gives them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done             4  nothing was changed: try again     10  a port is taken
+  1  failed           5  no credential, or a wrong one      11  the storage failed
+  2  wrong arguments  6  not as expected: read again
+  3  not found        7  no answer: read before you repeat";
+
 /// A hub for connected devices that you run yourself.
 #[derive(Debug, Parser)]
-#[command(name = "drover", version, propagate_version = true)]
+#[command(name = "drover", version, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

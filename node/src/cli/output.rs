@@ -100,6 +100,11 @@ impl Table {
     }
 }
 
+/// `1 node`, `3 nodes`.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 /// The text with everything that a terminal would act on made visible.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(acts_on_a_terminal) {

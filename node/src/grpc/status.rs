@@ -16,23 +16,10 @@ use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::core::change::Refusal;
 use drover_cluster::core::meta::MetaRefusal;
+pub use drover_cluster::wire::Invalid;
 use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
-
-/// A request that was not understood: which field, and why.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}")]
-pub struct Invalid {
-    pub field: String,
-    pub problem: String,
-}
-
-impl Invalid {
-    pub fn new(field: impl Into<String>, problem: impl ToString) -> Self {
-        Self { field: field.into(), problem: problem.to_string() }
-    }
-}
 
 /// The status of a request that was not understood.
 pub fn invalid(invalid: Invalid) -> Status {

@@ -1,14 +1,13 @@
 //! The property bag of a telemetry topic, and the message that it makes with the body (`spec/mqtt.md` section 7.1).
 //!
-//! A message is encoded here once, as it will be stored; every later layer copies its bytes. What the hub itself says
-//! about a message (device, time, authentication) is not in it, so that no device can say it.
+//! The message is encoded once, as it will be stored ([`Content`]).
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+use drover_cluster::wire::message::{Content, Property};
 use drover_core::change::Message;
-use drover_proto::record;
 use percent_encoding::percent_decode_str;
-use prost::Message as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -32,8 +31,8 @@ pub enum InvalidMessage {
 /// What a device says about a message.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Properties {
-    system: Vec<record::Property>,
-    application: Vec<record::Property>,
+    system: Vec<Property>,
+    application: Vec<Property>,
     bytes: usize,
 }
 
@@ -77,12 +76,12 @@ impl Properties {
 
     pub fn add_system(&mut self, name: &str, value: String) {
         self.bytes += name.len() + value.len();
-        self.system.push(record::Property { key: name.to_owned(), value: Some(value) });
+        self.system.push((name.to_owned(), Some(value)));
     }
 
     pub fn add_application(&mut self, key: &str, value: Option<String>) {
         self.bytes += key.len() + value.as_ref().map_or(0, String::len);
-        self.application.push(record::Property { key: key.to_owned(), value });
+        self.application.push((key.to_owned(), value));
     }
 
     /// The message with this body, encoded.
@@ -90,12 +89,8 @@ impl Properties {
         if self.bytes + body.len() > MESSAGE_BYTES_MAX {
             return Err(InvalidMessage::TooLarge);
         }
-        let message = record::Message {
-            body: bytes::Bytes::copy_from_slice(body),
-            system: self.system,
-            application: self.application,
-        };
-        Ok(Message(message.encode_to_vec().into()))
+        let (system, application) = (self.system, self.application);
+        Ok(Content { body: Bytes::copy_from_slice(body), system, application }.encode())
     }
 }
 
@@ -155,11 +150,11 @@ mod tests {
 
     fn parse(bag: &str) -> (System, Application) {
         let message = Properties::parse(bag).expect("valid").with_body(b"body").expect("fits");
-        let message = record::Message::decode(message.0).expect("encoded here");
-        assert_eq!(&message.body[..], b"body");
-        let system = message.system.into_iter().map(|p| (p.key, p.value.unwrap_or_default()));
-        let application = message.application.into_iter().map(|p| (p.key, p.value));
-        (system.collect(), application.collect())
+        let content = Content::decode(message).expect("encoded here");
+        assert_eq!(&content.body[..], b"body");
+        let system =
+            content.system.into_iter().map(|(key, value)| (key, value.unwrap_or_default()));
+        (system.collect(), content.application)
     }
 
     fn system(bag: &str) -> System {

@@ -1,11 +1,15 @@
 //! Whole processes, real sockets, SIGKILL. One binary; few tests, each worth its seconds.
 
+mod api;
 mod bad_input;
+mod certificates;
+mod cli;
 mod credentials;
 mod dev;
 mod disk;
 mod elsewhere;
 mod failover;
+mod metrics;
 mod takeover;
 mod telemetry;
 mod twin;

@@ -2,9 +2,8 @@
 
 use drover_cluster::actors::cluster::StoredMessage;
 use drover_cluster::core::ids::{DeviceId, LogTime, Offset, ShardCount, ShardId};
+use drover_cluster::wire::message::{Content, Property};
 use drover_proto::admin::{self, read_stream_request::From as Start};
-use drover_proto::record;
-use prost::Message as _;
 
 use crate::grpc::status::Invalid;
 
@@ -138,8 +137,8 @@ fn shard(number: u32, shards: ShardCount) -> Result<ShardId, Invalid> {
 }
 
 /// A stored message as clients see it. Fails only if what was stored is not a message of ours.
-pub(crate) fn message(stored: StoredMessage) -> Result<admin::Message, prost::DecodeError> {
-    let content = record::Message::decode(stored.message.0)?;
+pub(crate) fn message(stored: StoredMessage) -> Result<admin::Message, Invalid> {
+    let content = Content::decode(stored.message)?;
     Ok(admin::Message {
         shard: stored.shard.number(),
         offset: stored.offset.get(),
@@ -153,8 +152,8 @@ pub(crate) fn message(stored: StoredMessage) -> Result<admin::Message, prost::De
     })
 }
 
-fn property(property: record::Property) -> admin::Property {
-    admin::Property { key: property.key, value: property.value }
+fn property((key, value): Property) -> admin::Property {
+    admin::Property { key, value }
 }
 
 #[cfg(test)]
