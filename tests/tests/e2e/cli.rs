@@ -64,7 +64,7 @@ async fn tables_are_for_people_and_json_is_for_programs() -> Result<()> {
     assert_eq!(shards.lines().count(), status.lines().count() + 1 + 5, "{shards}");
     let listed = programs::run(&mut drover(&nodes, &["devices", "list", "--json"])?).await?;
     let device: Value = serde_json::from_str(listed.trim()).context("one object a line")?;
-    assert_eq!(device["id"], "pump");
+    assert_eq!(device["deviceId"], "pump");
     let script = programs::run(&mut drover(&nodes, &["completion", "bash"])?).await?;
     assert!(script.contains("_drover"), "{script}");
     Ok(())
