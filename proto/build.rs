@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drover/cluster/v1/peer.proto",
         "drover/admin/v1/devices.proto",
         "drover/admin/v1/messages.proto",
+        "drover/admin/v1/commands.proto",
         "drover/admin/v1/cluster.proto",
     ];
     println!("cargo::rerun-if-changed=drover");

@@ -28,6 +28,7 @@ pub struct Config {
     pub listen: Listeners,
     pub tls: Tls,
     pub limits: Limits,
+    pub commands: Commands,
     pub retention: Retention,
     pub storage: Storage,
     pub raft: Raft,
@@ -92,6 +93,21 @@ pub struct Limits {
     pub request_timeout: Span,
     pub grpc_requests: u32,
     pub grpc_message: ByteSize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Commands {
+    pub time_to_live: Span,
+    pub time_to_live_max: Span,
+    pub lock: Span,
+    pub deliveries: u32,
+    pub per_device: u32,
+    pub bytes_per_device: ByteSize,
+    pub bytes: ByteSize,
+    pub ended_per_device: u32,
+    pub ended_age: Span,
+    pub feedback_age: Span,
+    pub feedback_records: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -195,6 +211,24 @@ impl Default for Limits {
     }
 }
 
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            time_to_live: Span::seconds(3_600),
+            time_to_live_max: Span::days(2),
+            lock: Span::seconds(60),
+            deliveries: 10,
+            per_device: 50,
+            bytes_per_device: ByteSize::kib(50 * 64),
+            bytes: ByteSize::kib(64),
+            ended_per_device: 50,
+            ended_age: Span::days(2),
+            feedback_age: Span::days(2),
+            feedback_records: 1_000_000,
+        }
+    }
+}
+
 impl Default for Retention {
     fn default() -> Self {
         Self { age: Span::days(7), bytes: ByteSize::gib(4) }
@@ -235,6 +269,7 @@ impl Config {
     /// What is wrong with the values taken together. A problem names the key and what to write instead.
     fn problems(&self) -> Vec<String> {
         let mut problems = self.limit_problems();
+        problems.extend(self.command_problems());
         problems.extend(self.peer_problems());
         if self.node.number == 0 {
             problems.push("node.number is 0: number the nodes from 1".to_owned());
@@ -287,6 +322,36 @@ impl Config {
                 .filter(|(_, span)| span.as_millis() == 0)
                 .map(|(key, _)| format!("{key} is 0: use a time, such as \"10s\"")),
         );
+        problems
+    }
+
+    fn command_problems(&self) -> Vec<String> {
+        let commands = &self.commands;
+        let mut problems = Vec::new();
+        let ranges = [
+            ("deliveries", u64::from(commands.deliveries), 1, 100),
+            // Every change of a mailbox looks at all of it.
+            ("per_device", u64::from(commands.per_device), 1, 1_000),
+            ("ended_per_device", u64::from(commands.ended_per_device), 1, 1_000),
+            ("bytes", commands.bytes.bytes(), 1, 256 * 1024),
+        ];
+        for (key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("commands.{key} is {value}: use {least} to {most}"));
+            }
+        }
+        let lock_ms = commands.lock.as_millis();
+        if !(1_000..=300_000).contains(&lock_ms) {
+            problems.push("commands.lock must be between 1s and 5m".to_owned());
+        }
+        if commands.time_to_live.as_millis() == 0
+            || commands.time_to_live.as_millis() > commands.time_to_live_max.as_millis()
+        {
+            problems.push(
+                "commands.time_to_live must be above 0 and at most commands.time_to_live_max"
+                    .to_owned(),
+            );
+        }
         problems
     }
 

@@ -231,6 +231,7 @@ mod tests {
             status_updated: LogTime::new(0),
             authentication,
             presence: Presence::default(),
+            mailbox: drover_core::mailbox::Head::default(),
         }
     }
 

@@ -50,6 +50,17 @@ async def main(ca, port, connection_string):
     say("reported")
 
     client.on_twin_desired_properties_patch_received = lambda patch: say("desired", json.dumps(patch))
+    client.on_message_received = lambda command: say(
+        "command",
+        json.dumps(
+            {
+                "body": command.data.decode(),
+                "id": command.message_id,
+                "type": command.content_type,
+                "properties": command.custom_properties,
+            }
+        ),
+    )
     client.on_connection_state_change = lambda: say("connected" if client.connected else "disconnected")
     # Setting the handler subscribes in the background; a request that follows is answered after it.
     await client.get_twin()

@@ -10,13 +10,15 @@ use drover_chaos::mqtt::link::{Link, Tls};
 use drover_chaos::sas;
 use drover_proto::admin::authentication::Kind;
 use drover_proto::admin::cluster_client::ClusterClient;
+use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::read_stream_request::From as ReadFrom;
 use drover_proto::admin::twins_client::TwinsClient;
 use drover_proto::admin::{
-    CreateDeviceRequest, GetStatusRequest, GetTwinRequest, InitializeRequest, Member, Message,
-    Permission, ReadStreamRequest, Twin, UpdateTwinRequest,
+    Acknowledgement, Command, CreateDeviceRequest, Feedback, GetCommandRequest, GetStatusRequest,
+    GetTwinRequest, InitializeRequest, Member, Message, Permission, ReadFeedbackRequest,
+    ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin, UpdateTwinRequest,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,6 +58,7 @@ pub struct Admin {
     pub devices: DevicesClient<Service>,
     pub twins: TwinsClient<Service>,
     pub messages: MessagesClient<Service>,
+    pub commands: CommandsClient<Service>,
     pub cluster: ClusterClient<Service>,
     token: Option<String>,
 }
@@ -106,6 +109,7 @@ impl Admin {
             devices: DevicesClient::new(service.clone()),
             twins: TwinsClient::new(service.clone()),
             messages: MessagesClient::new(service.clone()),
+            commands: CommandsClient::new(service.clone()),
             cluster: ClusterClient::new(service),
             token,
         })
@@ -200,6 +204,44 @@ impl Admin {
     }
 }
 
+impl Admin {
+    /// Sends a command that asks for full feedback; its body is its id.
+    pub async fn send_command(
+        &self,
+        device: &str,
+        id: &str,
+    ) -> Result<SendCommandResponse, Status> {
+        let request = SendCommandRequest {
+            device_id: device.to_owned(),
+            message_id: id.to_owned(),
+            body: id.as_bytes().to_vec(),
+            acknowledgement: Acknowledgement::Full.into(),
+            ..SendCommandRequest::default()
+        };
+        Ok(self.commands.clone().send_command(request).await?.into_inner())
+    }
+
+    pub async fn command(&self, device: &str, id: &str) -> Result<Command, Status> {
+        let request = GetCommandRequest { device_id: device.to_owned(), message_id: id.to_owned() };
+        Ok(self.commands.clone().get_command(request).await?.into_inner())
+    }
+
+    /// All feedback about a device, by its shard's offsets.
+    pub async fn feedback_of(&self, device: &str) -> Result<Vec<Feedback>, Status> {
+        let status = self.cluster.clone().get_status(GetStatusRequest {}).await?.into_inner();
+        let mut feedback = Vec::new();
+        for shard in status.shards.iter().filter_map(|shard| shard.shard) {
+            let request = ReadFeedbackRequest { shard, ..ReadFeedbackRequest::default() };
+            let mut stream = self.commands.clone().read_feedback(request).await?.into_inner();
+            while let Some(response) = stream.message().await? {
+                feedback.extend(response.feedback);
+            }
+        }
+        feedback.retain(|feedback| feedback.device_id == device);
+        Ok(feedback)
+    }
+}
+
 fn trusting(ca: &Path) -> Result<ClientTlsConfig> {
     Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(ca)?)))
 }
@@ -240,6 +282,12 @@ pub struct Device {
     id: String,
     pub link: Link,
     last_packet_id: u16,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.id)
+    }
 }
 
 /// What a device proves itself with.
@@ -358,6 +406,29 @@ impl Device {
         self.hear("a desired patch", patch).await
     }
 
+    pub async fn subscribe_commands(&mut self, qos: u8) -> Result<()> {
+        let filter = format!("devices/{}/messages/devicebound/#", self.id);
+        self.link.subscribe(&filter, qos).await
+    }
+
+    /// Waits for a command. It is not acknowledged.
+    pub async fn command(&mut self) -> Result<Received> {
+        let prefix = format!("devices/{}/messages/devicebound/", self.id);
+        let command = |packet: &Packet| {
+            let Packet::Publish { topic, id, dup, payload } = packet else { return None };
+            let bag = std::str::from_utf8(topic).ok()?.strip_prefix(&prefix)?.to_owned();
+            Some(Received { bag, packet_id: *id, dup: *dup, body: payload.to_vec() })
+        };
+        self.hear("a command", command).await
+    }
+
+    /// Sends the PUBACK of a command.
+    pub async fn complete(&mut self, received: &Received) -> Result<()> {
+        let id = received.packet_id.context("nothing to acknowledge at quality 0")?;
+        codec::put_puback(&mut self.link.out, id);
+        Ok(self.link.flush().await?)
+    }
+
     /// Writes bytes as they are.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.link.out.extend_from_slice(bytes);
@@ -368,6 +439,21 @@ impl Device {
     pub async fn until_closed(&mut self) -> Result<()> {
         let listen = async { while self.link.next().await.is_ok() {} };
         timeout(ANSWER_TIMEOUT, listen).await.context("the hub does not close the connection")
+    }
+}
+
+/// A command as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    pub bag: String,
+    pub packet_id: Option<u16>,
+    pub dup: bool,
+    pub body: Vec<u8>,
+}
+
+impl Received {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 

@@ -132,6 +132,19 @@ impl Nodes {
         Admin::connect(&self.ca(), self.grpc(index), Some(&key))
     }
 
+    /// What `drover` needs to reach one node with every permission.
+    pub fn cli_arguments(&self, index: usize) -> Result<Vec<String>> {
+        let key = fs::read_to_string(self.folder().join("admin.key"))?;
+        let (policy, key) = key.trim().split_once(' ').context("policy and key")?;
+        let host = crate::clients::HOST;
+        let connection =
+            format!("HostName={host};SharedAccessKeyName={policy};SharedAccessKey={key}");
+        let endpoint = format!("https://{host}:{}", self.grpc(index).port());
+        let ca = self.ca().display().to_string();
+        let arguments = ["--connection-string", &connection, "--endpoint", &endpoint, "--ca", &ca];
+        Ok(arguments.map(str::to_owned).into())
+    }
+
     /// A client that presents nothing.
     pub fn stranger(&self, index: usize) -> Result<Admin> {
         Admin::connect(&self.ca(), self.grpc(index), None)

@@ -159,7 +159,9 @@ impl<'a> Session<'a> {
         put_publish(&mut self.link.out, "$iothub/twin/GET/?$rid=read", Some(1), b"");
         self.link.flush().await?;
         loop {
-            let Packet::Publish { topic, id, payload } = self.link.next().await? else { continue };
+            let Packet::Publish { topic, id, payload, .. } = self.link.next().await? else {
+                continue;
+            };
             self.acknowledge(id);
             let topic = String::from_utf8_lossy(&topic).into_owned();
             ensure!(

@@ -14,7 +14,7 @@ pub enum Packet {
     ConnAck { code: u8 },
     PubAck { id: u16 },
     SubAck { id: u16, codes: Bytes },
-    Publish { topic: Bytes, id: Option<u16>, payload: Bytes },
+    Publish { topic: Bytes, id: Option<u16>, dup: bool, payload: Bytes },
     PingResp,
 }
 
@@ -149,7 +149,7 @@ fn parse_publish(first: u8, mut body: Bytes) -> Result<Packet, Malformed> {
         1 => Some(body.try_get_u16().map_err(|_| short)?),
         _ => return Err(Malformed("QoS above 1")),
     };
-    Ok(Packet::Publish { topic, id, payload: body })
+    Ok(Packet::Publish { topic, id, dup: first & 8 != 0, payload: body })
 }
 
 fn put_length(out: &mut Vec<u8>, mut length: usize) {
@@ -192,6 +192,7 @@ mod tests {
             let publish = Packet::Publish {
                 topic: Bytes::from_static(b"devices/d/messages/events/"),
                 id: Some(7),
+                dup: false,
                 payload: Bytes::from(vec![9; 300]),
             };
             assert_eq!(packets, [publish, Packet::PubAck { id: 513 }], "split at {split}");

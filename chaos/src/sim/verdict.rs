@@ -258,6 +258,11 @@ fn written(change: Change) -> Option<(String, Section, u64)> {
         | DeviceChange::Subscribe { .. }
         | DeviceChange::Unsubscribe { .. }
         | DeviceChange::Disconnect { .. }
+        | DeviceChange::SendCommand(_)
+        | DeviceChange::SettleCommand { .. }
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers
         | DeviceChange::Telemetry { .. } => return None,
     };
     Some((device.to_string(), section, number))

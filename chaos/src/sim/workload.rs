@@ -158,6 +158,8 @@ impl Workload {
                 return;
             };
             match *delivery {
+                // The workload sends none.
+                Delivery::Command(_) => {}
                 Delivery::End(reason) => {
                     self.history.note(format_args!("{device} as {epoch} is ended: {reason:?}"));
                     connection.has_ended = true;

@@ -6,7 +6,11 @@ use bytes::Bytes;
 
 use crate::device::{Authentication, Channel, Device, Status, Subscriptions};
 use crate::document::Object;
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use crate::ids::{
+    CommandId, CommandSequence, DeviceId, Etag, GenerationId, LogTime, NodeId, Offset,
+    SessionEpoch, Version,
+};
+use crate::mailbox::{Command, Ending, NewCommand, Outgoing, Settlement};
 use crate::twin::Twin;
 
 /// One log entry of a shard: the changes that the proposer gathered, with the time that the leader stamped.
@@ -48,6 +52,8 @@ pub enum DeviceChange {
     Connect {
         credentials: Etag,
         clean_session: bool,
+        /// Where the connection is. `None` in logs of versions that did not say it.
+        node: Option<NodeId>,
     },
     Subscribe {
         epoch: SessionEpoch,
@@ -81,6 +87,22 @@ pub enum DeviceChange {
         tags: Option<Object>,
         desired: Option<Object>,
     },
+    /// Put a command into the mailbox. One whose id is there already adds nothing.
+    SendCommand(Box<NewCommand>),
+    /// The device has dealt with a command, or will not. It counts if the command was last sent over this connection.
+    SettleCommand {
+        epoch: SessionEpoch,
+        sequence: CommandSequence,
+        settlement: Settlement,
+    },
+    /// A back end takes a command back. What was sent already cannot be unsent: the answer says so.
+    CancelCommand {
+        command: CommandId,
+    },
+    /// Take back all that wait.
+    PurgeCommands,
+    /// A time that the mailbox waits for has come: an expiry, the end of a lock, a schedule. A repeat changes nothing.
+    RunCommandTimers,
 }
 
 /// How a back end's twin update treats what is there.
@@ -153,6 +175,22 @@ pub enum StreamChange {
         before: Offset,
         bytes: u64,
     },
+    /// What `CommitCursor` is, for the shard's feedback.
+    CommitFeedbackCursor {
+        group: String,
+        next: Offset,
+    },
+    SeekFeedbackCursor {
+        group: String,
+        next: Offset,
+    },
+    DeleteFeedbackCursor {
+        group: String,
+    },
+    /// Drop the feedback before `before`, as the leader plans it from the configured age and count.
+    RetainFeedback {
+        before: Offset,
+    },
 }
 
 /// What apply answers to one change.
@@ -188,6 +226,23 @@ pub enum Done {
     Retained {
         first: Offset,
     },
+    /// The command as it stands in the mailbox.
+    Queued {
+        command: Box<Command>,
+        /// A command of this id was there already, and nothing was added.
+        repeated: bool,
+        /// How many older ones of its key it has replaced.
+        superseded: u32,
+    },
+    Settled,
+    /// The command as it was taken back. If it has been sent before, the device may have it, or be about to.
+    Cancelled(Box<Command>),
+    Purged {
+        count: u32,
+        /// How many of them have been sent before.
+        sent: u32,
+    },
+    TimersRun,
 }
 
 /// Why apply refused a change. Deterministic: every replica refuses alike, and nothing was changed.
@@ -221,6 +276,28 @@ pub enum Refusal {
     OffsetOutOfRange { given: Offset, end: Offset },
     #[error("there are {limit} consumer groups already: delete one first")]
     TooManyConsumerGroups { limit: usize },
+    #[error(
+        "the mailbox holds {limit} commands already: wait until the device has dealt with some, or purge it"
+    )]
+    MailboxFull { limit: u32 },
+    #[error(
+        "the mailbox would hold more than {limit_bytes} bytes: wait until the device has dealt with some"
+    )]
+    MailboxTooLarge { limit_bytes: u64 },
+    #[error("the command has {bytes} bytes with its properties: at most {limit_bytes} are allowed")]
+    CommandTooLarge { bytes: u64, limit_bytes: u64 },
+    #[error("the command would expire before it could be sent: give it a later expiry")]
+    CommandExpired,
+    #[error("the command would expire after {limit}: give it an earlier expiry")]
+    CommandExpiryTooFar { limit: LogTime },
+    #[error(
+        "there is no command {command} in the mailbox: it may have been forgotten after its end"
+    )]
+    CommandNotFound { command: String },
+    #[error("the command has ended already: it is {ending}")]
+    CommandEnded { ending: Ending },
+    #[error("the command was not sent over this connection, or has been sent again since")]
+    CommandNotLocked,
 }
 
 /// What apply asks the outside to do once the change is committed. Only the shard's leader performs effects, and
@@ -231,6 +308,12 @@ pub enum Effect {
     EndSessions { device: DeviceId, live: SessionEpoch },
     /// Send the patch to the live connection, if it listens.
     SendDesired { device: DeviceId, epoch: SessionEpoch, version: Version, patch: Object },
+    /// Send these commands, which are locked for it, to the live connection, in this order.
+    SendCommands { device: DeviceId, epoch: SessionEpoch, commands: Vec<Outgoing> },
+    /// A mailbox waits for this time: [`DeviceChange::RunCommandTimers`] is due then.
+    CommandsDue { at: LogTime },
+    /// The feedback ends at `next` now.
+    FeedbackAppended { next: Offset },
     /// Tell live readers that the stream has grown.
     Appended { first: Offset, count: u64 },
     /// Tell live readers what happened to a device.

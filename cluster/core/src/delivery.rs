@@ -1,7 +1,9 @@
 //! What the cluster tells a connection between the connection's own requests.
 
+use crate::change::Message;
 use crate::document::Object;
-use crate::ids::Version;
+use crate::ids::{DeliveryNumber, Version};
+use crate::mailbox::Command;
 
 /// What the cluster tells a connection between its own requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -10,6 +12,19 @@ pub enum Delivery {
     End(EndReason),
     /// The desired properties were changed: the merge patch and the version that it led to.
     Desired { version: Version, patch: Object },
+    /// A command that is locked for this connection. The same one may come again: the device is to have it once.
+    Command(Box<SentCommand>),
+}
+
+/// A command on its way to a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentCommand {
+    /// The number of this delivery over the connection.
+    pub number: DeliveryNumber,
+    /// The number of the delivery that comes before it, so that a lost one is noticed.
+    pub follows: DeliveryNumber,
+    pub command: Command,
+    pub message: Message,
 }
 
 /// Why the cluster ends a connection.

@@ -1,12 +1,13 @@
 //! One device as the registry knows it: who it is, how it proves that, and which connection speaks for it.
 //!
 //! What may change an identity, and whose changes it lets through. The order of these checks against a device's other
-//! records, and what is announced, is `shard`'s; commands will stand in `mailbox`.
+//! records, and what is announced, is `shard`'s; commands stand in `mailbox`.
 
 use std::fmt;
 
 use crate::change::{Condition, DeviceSpec, Refusal, Sender};
 use crate::ids::{DeviceId, Etag, GenerationId, LogTime, SessionEpoch};
+use crate::mailbox;
 pub use crate::presence::{Channel, Presence, Qos, Subscriptions};
 
 /// Whether a device may connect.
@@ -63,6 +64,8 @@ pub struct Device {
     pub status_updated: LogTime,
     pub authentication: Authentication,
     pub presence: Presence,
+    /// What the mailbox holds; the commands have records of their own.
+    pub mailbox: mailbox::Head,
 }
 
 /// What a back end sets of an identity; what is absent stays.
@@ -100,6 +103,7 @@ impl Device {
             status_updated: at,
             authentication: spec.authentication.clone(),
             presence: Presence { epoch: SessionEpoch::new(retired), ..Presence::default() },
+            mailbox: mailbox::Head::default(),
         }
     }
 
@@ -155,7 +159,7 @@ mod tests {
     fn device() -> Device {
         let id = "pump".parse().expect("a legal id");
         let mut device = Device::new(id, GenerationId::new(1), &spec(), 0, LogTime::new(1));
-        device.presence.connect(false, LogTime::new(2));
+        device.presence.connect(false, None, LogTime::new(2));
         device
     }
 

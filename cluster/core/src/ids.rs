@@ -38,17 +38,7 @@ impl FromStr for DeviceId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        if text.is_empty() {
-            return Err(InvalidId::Empty);
-        }
-        if let Some(character) = text.chars().find(|character| !is_id_character(*character)) {
-            return Err(InvalidId::Character { character });
-        }
-        // Every character is one byte from here on.
-        if text.len() > DEVICE_ID_CHARACTERS_MAX {
-            return Err(InvalidId::TooLong { length: text.len() });
-        }
-        Ok(Self(text.into()))
+        check_id(text, DEVICE_ID_CHARACTERS_MAX).map(Self)
     }
 }
 
@@ -56,6 +46,48 @@ impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// The longest command id, in characters (Azure IoT Hub, cloud-to-device messages).
+pub const COMMAND_ID_CHARACTERS_MAX: usize = 128;
+
+/// What its sender calls a command: 1 to 128 characters of the set that device ids have. Within a mailbox it names one
+/// command, so that a send that is repeated adds none.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(Arc<str>);
+
+impl CommandId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for CommandId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        check_id(text, COMMAND_ID_CHARACTERS_MAX).map(Self)
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn check_id(text: &str, characters_max: usize) -> Result<Arc<str>, InvalidId> {
+    if text.is_empty() {
+        return Err(InvalidId::Empty);
+    }
+    if let Some(character) = text.chars().find(|character| !is_id_character(*character)) {
+        return Err(InvalidId::Character { character });
+    }
+    // Every character is one byte from here on.
+    if text.len() > characters_max {
+        return Err(InvalidId::TooLong { length: text.len() });
+    }
+    Ok(text.into())
 }
 
 fn is_id_character(character: char) -> bool {
@@ -240,6 +272,15 @@ counter! {
     GenerationId
 }
 counter! {
+    /// The place of a command in its mailbox, counted from 1 in the order of acceptance. It is never given twice.
+    CommandSequence
+}
+counter! {
+    /// Counts what a connection was to be sent from its mailbox, from 1, so that its node notices what was lost on the
+    /// way to it and what is repeated.
+    DeliveryNumber
+}
+counter! {
     /// The place of a message in its shard's stream, counted from 0, without holes (P1).
     Offset
 }
@@ -247,6 +288,13 @@ counter! {
     /// Milliseconds since 1970-01-01 UTC, stamped on a log entry by the leader that proposed it. It never falls
     /// within a group (invariant I-40), so a later entry has a later or equal time.
     LogTime
+}
+
+impl DeliveryNumber {
+    /// The one before this; that before the first is 0.
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 impl Offset {

@@ -7,7 +7,9 @@ pub mod change;
 pub mod delivery;
 pub mod device;
 pub mod document;
+pub mod feedback;
 pub mod ids;
+pub mod mailbox;
 pub mod message;
 pub mod meta;
 #[cfg(feature = "mutants")]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::change::Refusal;
-use crate::ids::{LogTime, SessionEpoch};
+use crate::ids::{LogTime, NodeId, SessionEpoch};
 
 /// Which connection is live, and what it has subscribed to.
 ///
@@ -18,6 +18,8 @@ pub struct Presence {
     /// When the connection of `epoch` began; `None` while nobody is connected.
     pub connected_since: Option<LogTime>,
     pub changed: Option<LogTime>,
+    /// The node that the newest connection came to. History says it; whoever wants to reach the connection asks the leader.
+    pub node: Option<NodeId>,
     /// Kept across connections unless the device asks for a clean session (`spec/mqtt.md` section 5).
     pub subscriptions: Subscriptions,
 }
@@ -62,6 +64,16 @@ impl Presence {
         self.connected_since.is_some() && self.subscriptions.contains_key(&channel)
     }
 
+    /// The connection that commands may go to.
+    pub(crate) fn command_session(&self) -> Option<(SessionEpoch, Option<NodeId>)> {
+        self.listens_to(Channel::Commands).then_some((self.epoch, self.node))
+    }
+
+    /// The connection that is live.
+    pub(crate) fn live(&self) -> Option<SessionEpoch> {
+        self.connected_since.map(|_| self.epoch)
+    }
+
     /// Raises the epoch, so that nobody is connected. The answer is the epoch of the connection that was live.
     pub(crate) fn revoke(&mut self, at: LogTime) -> Option<SessionEpoch> {
         let former = self.end(at);
@@ -70,8 +82,14 @@ impl Presence {
     }
 
     /// Makes a new connection the live one. The answer is the epoch of the one that was.
-    pub(crate) fn connect(&mut self, clean_session: bool, at: LogTime) -> Option<SessionEpoch> {
+    pub(crate) fn connect(
+        &mut self,
+        clean_session: bool,
+        node: Option<NodeId>,
+        at: LogTime,
+    ) -> Option<SessionEpoch> {
         let former = self.revoke(at);
+        self.node = node;
         self.connected_since = Some(at);
         self.changed = Some(at);
         if clean_session {
@@ -94,7 +112,7 @@ mod tests {
 
     fn connected() -> Presence {
         let mut presence = Presence::default();
-        presence.connect(false, LogTime::new(1));
+        presence.connect(false, None, LogTime::new(1));
         presence
     }
 
@@ -102,7 +120,7 @@ mod tests {
     fn only_the_newest_connection_is_live() {
         let mut presence = connected();
         let first = presence.epoch;
-        assert_eq!(presence.connect(false, LogTime::new(2)), Some(first));
+        assert_eq!(presence.connect(false, None, LogTime::new(2)), Some(first));
         let current = presence.epoch;
         assert_eq!(
             presence.check_live(first),
@@ -127,9 +145,9 @@ mod tests {
         presence.subscriptions.insert(Channel::DesiredPatches, Qos::AtLeastOnce);
         presence.end(LogTime::new(2));
         assert!(!presence.listens_to(Channel::DesiredPatches), "nobody is there to listen");
-        presence.connect(false, LogTime::new(3));
+        presence.connect(false, None, LogTime::new(3));
         assert!(presence.listens_to(Channel::DesiredPatches));
-        presence.connect(true, LogTime::new(4));
+        presence.connect(true, None, LogTime::new(4));
         assert!(!presence.listens_to(Channel::DesiredPatches));
     }
 }

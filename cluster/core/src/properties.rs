@@ -14,7 +14,14 @@ use crate::change::{
 };
 use crate::device::{Authentication, Channel, Device, Presence, Qos, Status, Subscriptions};
 use crate::document::{Object, Value};
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use crate::feedback::FeedbackLog;
+use crate::ids::{
+    CommandSequence, DeliveryNumber, DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch,
+    Version,
+};
+use crate::mailbox::{
+    Ack, Commands, DELIVERY_WINDOW, Expiry, Limits, NewCommand, Settlement, State,
+};
 use crate::shard::{Applied, Records, Stream, apply_device, apply_stream};
 use crate::testing::{key, patch, spec};
 use crate::twin::Twin;
@@ -43,6 +50,7 @@ impl Replica {
         let applied = match change {
             Change::Device(device, change) => {
                 let records = self.records.entry(device.clone()).or_default();
+                records.commands.get_or_insert_default();
                 apply_device(records, &mut self.stream, device, change, at)
             }
             Change::Stream(change) => apply_stream(&mut self.stream, change),
@@ -132,7 +140,7 @@ fn identity_change() -> impl Strategy<Value = DeviceChange> {
 
 fn session_change() -> impl Strategy<Value = DeviceChange> {
     let connect = (small(), any::<bool>()).prop_map(|(etag, clean_session)| {
-        DeviceChange::Connect { credentials: Etag::new(etag), clean_session }
+        DeviceChange::Connect { credentials: Etag::new(etag), clean_session, node: None }
     });
     prop_oneof![
         4 => connect,
@@ -168,6 +176,80 @@ fn twin_change() -> impl Strategy<Value = DeviceChange> {
     ]
 }
 
+fn new_command() -> impl Strategy<Value = NewCommand> {
+    let ack = prop::sample::select(vec![Ack::None, Ack::Positive, Ack::Negative, Ack::Full]);
+    let time = || 0_u64..120;
+    let expiry = prop_oneof![
+        time().prop_map(|at| Expiry::At(LogTime::new(at))),
+        time().prop_map(|ms| Expiry::After { ms }),
+    ];
+    let limits = (1_u32..20, 0_u64..60, 1_u32..4, 0_u32..3).prop_map(
+        |(depth_max, lock_ms, deliveries_max, ended_max)| Limits {
+            depth_max,
+            mailbox_bytes_max: 40,
+            command_bytes_max: 2,
+            ttl_ms_max: 100,
+            lock_ms,
+            deliveries_max,
+            ended_max,
+            ended_ms: 50,
+        },
+    );
+    let schedule = prop::option::weighted(0.2, time().prop_map(LogTime::new));
+    ("[a-z]", prop::option::of("[kl]"), ack, expiry, schedule, message(), limits).prop_map(
+        |(id, key, ack, expiry, not_before, message, limits)| NewCommand {
+            id: id.parse().expect("a legal id"),
+            key,
+            ack,
+            expiry,
+            not_before,
+            message,
+            limits,
+        },
+    )
+}
+
+fn mail_change() -> impl Strategy<Value = DeviceChange> {
+    let settlement =
+        prop::sample::select(vec![Settlement::Complete, Settlement::Reject, Settlement::Abandon]);
+    let settle = (epoch(), 1_u64..9, settlement).prop_map(|(epoch, sequence, settlement)| {
+        let sequence = CommandSequence::new(sequence);
+        DeviceChange::SettleCommand { epoch, sequence, settlement }
+    });
+    let cancel = "[a-z]"
+        .prop_map(|id| DeviceChange::CancelCommand { command: id.parse().expect("a legal id") });
+    prop_oneof![
+        8 => new_command().prop_map(|new| DeviceChange::SendCommand(Box::new(new))),
+        4 => settle,
+        1 => cancel,
+        1 => Just(DeviceChange::PurgeCommands),
+        3 => Just(DeviceChange::RunCommandTimers),
+    ]
+}
+
+/// What the mailbox of one device that stays registered goes through: few identities, many commands.
+fn mail_log() -> impl Strategy<Value = Vec<(LogTime, DeviceChange)>> {
+    let connect = any::<bool>().prop_map(|clean_session| DeviceChange::Connect {
+        credentials: Etag::new(1),
+        clean_session,
+        node: None,
+    });
+    let listen = epoch().prop_map(|epoch| DeviceChange::Subscribe {
+        epoch,
+        subscriptions: [(Channel::Commands, Qos::AtLeastOnce)].into(),
+    });
+    let change = prop_oneof![2 => connect, 3 => listen, 1 => session_change(), 9 => mail_change()];
+    let steps = prop::collection::vec((0_u64..30, change), 0..60);
+    steps.prop_map(|steps| {
+        let mut at = 0;
+        let later = |(wait, change)| {
+            at += wait;
+            (LogTime::new(at), change)
+        };
+        steps.into_iter().map(later).collect()
+    })
+}
+
 fn stream_change() -> impl Strategy<Value = StreamChange> {
     let offset = || small().prop_map(Offset::new);
     let group = || "[gh]";
@@ -180,11 +262,14 @@ fn stream_change() -> impl Strategy<Value = StreamChange> {
             before,
             bytes
         }),
+        (group(), offset())
+            .prop_map(|(group, next)| StreamChange::CommitFeedbackCursor { group, next }),
+        offset().prop_map(|before| StreamChange::RetainFeedback { before }),
     ]
 }
 
 fn device_change() -> impl Strategy<Value = DeviceChange> {
-    prop_oneof![identity_change(), session_change(), twin_change()]
+    prop_oneof![identity_change(), session_change(), twin_change(), mail_change()]
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -217,6 +302,7 @@ fn any_stream() -> impl Strategy<Value = Stream> {
             device_count,
             disabled_count,
             retired,
+            feedback: FeedbackLog::default(),
         },
     )
 }
@@ -235,6 +321,7 @@ fn any_records() -> impl Strategy<Value = Records> {
                 epoch: SessionEpoch::new(epoch),
                 connected_since: since,
                 changed: since,
+                node: None,
                 subscriptions: subs,
             };
             let mut twin = Twin::new(Etag::new(twin_etag), &tags, &own, LogTime::new(1))
@@ -242,7 +329,7 @@ fn any_records() -> impl Strategy<Value = Records> {
             twin.version = Version::new(version);
             twin.desired.version = Version::new(desired);
             twin.reported.version = Version::new(reported);
-            Records { device: Some(device), twin: Some(twin) }
+            Records { device: Some(device), twin: Some(twin), commands: None }
         },
     );
     prop_oneof![1 => Just(Records::default()), 4 => there]
@@ -323,7 +410,12 @@ impl TwinModel {
             | DeviceChange::Subscribe { .. }
             | DeviceChange::Unsubscribe { .. }
             | DeviceChange::Disconnect { .. }
-            | DeviceChange::Telemetry { .. } => {}
+            | DeviceChange::Telemetry { .. }
+            | DeviceChange::SendCommand(_)
+            | DeviceChange::SettleCommand { .. }
+            | DeviceChange::CancelCommand { .. }
+            | DeviceChange::PurgeCommands
+            | DeviceChange::RunCommandTimers => {}
         }
     }
 }
@@ -343,6 +435,7 @@ fn speaks_as(change: &DeviceChange) -> Option<SessionEpoch> {
         DeviceChange::Subscribe { epoch, .. }
         | DeviceChange::Unsubscribe { epoch, .. }
         | DeviceChange::Disconnect { epoch, .. }
+        | DeviceChange::SettleCommand { epoch, .. }
         | DeviceChange::Telemetry { sender: Sender::Session(epoch), .. }
         | DeviceChange::PatchReported { sender: Sender::Session(epoch), .. } => Some(*epoch),
         DeviceChange::Create { .. }
@@ -351,7 +444,11 @@ fn speaks_as(change: &DeviceChange) -> Option<SessionEpoch> {
         | DeviceChange::Connect { .. }
         | DeviceChange::Telemetry { sender: Sender::Request(_), .. }
         | DeviceChange::PatchReported { sender: Sender::Request(_), .. }
-        | DeviceChange::UpdateTwin { .. } => None,
+        | DeviceChange::UpdateTwin { .. }
+        | DeviceChange::SendCommand(_)
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers => None,
     }
 }
 
@@ -419,6 +516,8 @@ proptest! {
                 if let Change::Device(id, _) = change {
                     let now = &replica.records[id];
                     let was = before.records.entry(id.clone()).or_default();
+                    was.commands.get_or_insert_default();
+                    prop_assert!(applied.mailbox.is_some() || was.commands == now.commands);
                     prop_assert!(applied.device_touched || was.device == now.device);
                     prop_assert!(applied.twin_touched || was.twin == now.twin);
                 }
@@ -485,5 +584,98 @@ proptest! {
         prop_assert_eq!(stream.device_count, devices.len() as u64);
         let disabled = devices.iter().filter(|device| device.status == Status::Disabled).count();
         prop_assert_eq!(stream.disabled_count, disabled as u64);
+    }
+
+    /// P3, as the log tells it: what is sent is locked, in order, alive and not expired; what has ended has ended once and
+    /// is never sent again.
+    #[test]
+    fn commands_are_sent_in_order_until_they_end_and_end_once(log in mail_log()) {
+        let mut replica = Replica::default();
+        let id: DeviceId = "a".parse().expect("a legal id");
+        let create = DeviceChange::Create { generation: GenerationId::new(1), spec: spec() };
+        replica.change(&Change::Device(id.clone(), create), LogTime::new(0));
+        let mut ledger = Ledger::default();
+        for (at, change) in log {
+            let applied = replica.change(&Change::Device(id.clone(), change.clone()), at);
+            let records = &replica.records[&id];
+            let device = records.device.as_ref().expect("nobody deletes it");
+            let commands = records.commands.as_ref().expect("they are loaded");
+            check_head(device, commands)?;
+            if applied.outcome.is_ok() && applied.mailbox.is_some() {
+                for command in commands.values().filter(|command| command.is_waiting()) {
+                    prop_assert!(command.expires > at, "it should have expired");
+                }
+            }
+            ledger.note(&applied, commands, at)?;
+        }
+    }
+}
+
+/// The counts that the device's record keeps are those of the commands, and only the live connection has any locked.
+fn check_head(device: &Device, commands: &Commands) -> Result<(), TestCaseError> {
+    let waiting: Vec<_> = commands.values().filter(|command| command.is_waiting()).collect();
+    let locked: Vec<_> = waiting.iter().filter(|command| command.is_locked()).collect();
+    let head = &device.mailbox;
+    prop_assert_eq!(head.waiting as usize, waiting.len());
+    prop_assert_eq!(head.bytes, waiting.iter().map(|command| command.bytes).sum::<u64>());
+    prop_assert_eq!(head.ended as usize, commands.len() - waiting.len());
+    prop_assert!(locked.len() <= DELIVERY_WINDOW);
+    for command in locked {
+        let attempt = command.attempts.last().expect("a lock is an attempt");
+        prop_assert_eq!(Some(attempt.epoch), device.presence.live());
+        prop_assert!(command.deliveries <= command.deliveries_max);
+    }
+    Ok(())
+}
+
+/// What was seen of each command.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// The newest command that was sent for the first time; scheduled ones may come later.
+    newest: CommandSequence,
+    last: (SessionEpoch, DeliveryNumber),
+    ended: BTreeMap<CommandSequence, LogTime>,
+    feedback: BTreeMap<String, u32>,
+    accepted: BTreeMap<String, u32>,
+}
+
+impl Ledger {
+    fn note(
+        &mut self,
+        applied: &Applied,
+        commands: &Commands,
+        at: LogTime,
+    ) -> Result<(), TestCaseError> {
+        if let Ok(Done::Queued { command, repeated: false, .. }) = &applied.outcome {
+            *self.accepted.entry(command.id.to_string()).or_default() += 1;
+        }
+        for effect in &applied.effects {
+            if let Effect::SendCommands { epoch, commands: outgoing, .. } = effect {
+                for sent in outgoing {
+                    let command = &commands[&sent.sequence];
+                    prop_assert!(command.is_locked() && command.expires > at);
+                    prop_assert!(!self.ended.contains_key(&sent.sequence), "it has ended");
+                    let before =
+                        if self.last.0 == *epoch { self.last.1 } else { DeliveryNumber::new(0) };
+                    prop_assert_eq!(sent.number, before.next());
+                    self.last = (*epoch, sent.number);
+                    if command.deliveries == 1 && command.not_before.is_none() {
+                        prop_assert!(sent.sequence > self.newest, "an older one was passed over");
+                        self.newest = sent.sequence;
+                    }
+                }
+            }
+        }
+        for (sequence, command) in commands {
+            let State::Ended { at, .. } = command.state else { continue };
+            prop_assert_eq!(*self.ended.entry(*sequence).or_insert(at), at, "it ended twice");
+        }
+        for feedback in &applied.feedback {
+            let command = feedback.command.to_string();
+            let told = self.feedback.entry(command.clone()).or_default();
+            *told += 1;
+            prop_assert!(*told <= self.accepted[&command], "told twice how it ended");
+        }
+        Ok(())
     }
 }

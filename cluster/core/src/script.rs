@@ -24,7 +24,11 @@ use crate::change::{
 };
 use crate::device::{Authentication, Channel, Device, Qos, Status};
 use crate::document::{Object, Value};
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use crate::feedback::FeedbackLog;
+use crate::ids::{
+    CommandSequence, DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version,
+};
+use crate::mailbox::{Ack, Command as Mail, Ending, Expiry, Limits, NewCommand, Settlement, State};
 use crate::shard::{Applied, Records, Stream, apply_device, apply_stream};
 use crate::testing::{key, object, spec};
 
@@ -85,7 +89,8 @@ impl Shard {
             }
             "show" if command.subject == "stream" => format!("{}\n", show_stream(&self.stream)),
             "show" => self.show(&command),
-            "commit" | "seek" | "drop" | "retain" => {
+            "mailbox" => self.show_mailbox(&command),
+            "commit" | "seek" | "drop" | "retain" | "commit-feedback" | "retain-feedback" => {
                 let applied = apply_stream(&mut self.stream, &command.stream_change());
                 command.trace(&applied)
             }
@@ -93,6 +98,7 @@ impl Shard {
                 let change = self.device_change(&command);
                 let id = command.device();
                 let records = self.devices.entry(id.clone()).or_default();
+                records.commands.get_or_insert_default();
                 command.trace(&apply_device(records, &mut self.stream, &id, &change, self.at))
             }
         }
@@ -114,9 +120,23 @@ impl Shard {
         }
     }
 
+    fn show_mailbox(&self, command: &Command<'_>) -> String {
+        let records = &self.devices[&command.device()];
+        let head = &records.device.as_ref().expect("it is there").mailbox;
+        let due = head.due.map_or("nothing due".to_owned(), |due| format!("due at {due}"));
+        let mut text = format!(
+            "mailbox {}: {} waiting with {} bytes, {} ended, {due}\n",
+            command.subject, head.waiting, head.bytes, head.ended
+        );
+        for mail in records.commands.iter().flatten().map(|(_, mail)| mail) {
+            writeln!(text, "  {}", show_mail(mail)).expect("memory does not fail");
+        }
+        text
+    }
+
     fn show(&self, command: &Command<'_>) -> String {
         let records = self.devices.get(&command.device());
-        let Some(Records { device: Some(device), twin: Some(twin) }) = records else {
+        let Some(Records { device: Some(device), twin: Some(twin), .. }) = records else {
             return format!("{}: not there\n", command.subject);
         };
         format!(
@@ -226,6 +246,7 @@ impl<'a> Command<'a> {
             "connect" => DeviceChange::Connect {
                 credentials: Etag::new(self.required("credentials")),
                 clean_session: self.says("clean"),
+                node: self.field("node").map(|node| NodeId::new(node as u32, 0)),
             },
             "subscribe" => DeviceChange::Subscribe {
                 epoch: self.epoch(),
@@ -254,7 +275,50 @@ impl<'a> Command<'a> {
                 tags: self.document("tags"),
                 desired: self.document("desired"),
             },
+            "command" => DeviceChange::SendCommand(Box::new(self.new_command())),
+            "complete" => self.settle(Settlement::Complete),
+            "reject" => self.settle(Settlement::Reject),
+            "abandon" => self.settle(Settlement::Abandon),
+            "cancel" => {
+                let command = self.words[0].parse().expect("a legal id");
+                DeviceChange::CancelCommand { command }
+            }
+            "purge" => DeviceChange::PurgeCommands,
+            "timers" => DeviceChange::RunCommandTimers,
             verb => panic!("no command {verb}"),
+        }
+    }
+
+    fn settle(&self, settlement: Settlement) -> DeviceChange {
+        let sequence = CommandSequence::new(self.number(self.words[0]));
+        DeviceChange::SettleCommand { epoch: self.epoch(), sequence, settlement }
+    }
+
+    /// With limits so small that a script can meet them.
+    fn new_command(&self) -> NewCommand {
+        let limits = Limits {
+            depth_max: self.field("depth").unwrap_or(20) as u32,
+            mailbox_bytes_max: 100,
+            command_bytes_max: 20,
+            ttl_ms_max: 5000,
+            lock_ms: self.field("lock").unwrap_or(100),
+            deliveries_max: self.field("deliveries").unwrap_or(3) as u32,
+            ended_max: 4,
+            ended_ms: 10_000,
+        };
+        let ack = [("positive", Ack::Positive), ("negative", Ack::Negative), ("full", Ack::Full)];
+        let ack = ack.into_iter().find_map(|(word, ack)| self.says(word).then_some(ack));
+        NewCommand {
+            id: self.words[0].parse().expect("a legal id"),
+            key: self.fields.get("key").map(|key| (*key).to_owned()),
+            ack: ack.unwrap_or_default(),
+            expiry: match self.field("expires") {
+                Some(at) => Expiry::At(LogTime::new(at)),
+                None => Expiry::After { ms: self.field("ttl").unwrap_or(1000) },
+            },
+            not_before: self.field("from").map(LogTime::new),
+            message: message(self.fields.get("body").unwrap_or(&"body")),
+            limits,
         }
     }
 
@@ -265,6 +329,10 @@ impl<'a> Command<'a> {
             "commit" => StreamChange::CommitCursor { group: group(), next: offset("next") },
             "seek" => StreamChange::SeekCursor { group: group(), next: offset("next") },
             "drop" => StreamChange::DeleteCursor { group: group() },
+            "commit-feedback" => {
+                StreamChange::CommitFeedbackCursor { group: group(), next: offset("next") }
+            }
+            "retain-feedback" => StreamChange::RetainFeedback { before: offset("before") },
             verb => {
                 assert_eq!(verb, "retain");
                 let [from, before] = ["from", "before"].map(offset);
@@ -282,6 +350,10 @@ impl<'a> Command<'a> {
         let mut text = format!("{} {}: {outcome}\n", self.verb, self.subject);
         for effect in &applied.effects {
             writeln!(text, "  {}", show_effect(effect)).expect("memory does not fail");
+        }
+        for feedback in &applied.feedback {
+            let (command, ending) = (&feedback.command, feedback.ending);
+            writeln!(text, "  feedback {command} {ending}").expect("memory does not fail");
         }
         text
     }
@@ -318,6 +390,17 @@ fn show_done(done: &Done) -> String {
         }
         Done::Cursor { next } => format!("cursor {next}"),
         Done::Retained { first } => format!("begins at {first}"),
+        Done::Queued { command, repeated: true, .. } => {
+            format!("there already, {}", show_mail(command))
+        }
+        Done::Queued { command, superseded: 0, .. } => show_mail(command),
+        Done::Queued { command, superseded, .. } => {
+            format!("{}, superseded {superseded}", show_mail(command))
+        }
+        Done::Settled => "settled".to_owned(),
+        Done::Cancelled(command) => show_mail(command),
+        Done::Purged { count, sent } => format!("purged {count}, {sent} of them sent before"),
+        Done::TimersRun => "run".to_owned(),
     }
 }
 
@@ -327,6 +410,15 @@ fn show_effect(effect: &Effect) -> String {
         Effect::SendDesired { epoch, version, patch, .. } => {
             format!("send desired {version} to {epoch}: {}", show_object(patch))
         }
+        Effect::SendCommands { epoch, commands, .. } => {
+            let commands: Vec<String> = commands
+                .iter()
+                .map(|outgoing| format!("#{} as {}", outgoing.sequence, outgoing.number))
+                .collect();
+            format!("send commands to {epoch}: {}", commands.join(", "))
+        }
+        Effect::CommandsDue { at } => format!("commands due at {at}"),
+        Effect::FeedbackAppended { next } => format!("feedback ends at {next}"),
         Effect::Appended { first, count } => format!("appended {count} from {first}"),
         Effect::Notify(event) => match event {
             Event::Created { at, .. } => format!("created at {at}"),
@@ -336,6 +428,29 @@ fn show_effect(effect: &Effect) -> String {
             Event::TwinChanged { version, at, .. } => format!("twin changed {version} at {at}"),
         },
     }
+}
+
+fn show_mail(mail: &Mail) -> String {
+    let state = match mail.state {
+        State::Queued => "queued".to_owned(),
+        State::Locked { until } => format!("locked until {until}"),
+        State::Ended { ending: ending @ Ending::DeliveryCountExceeded, at } => {
+            format!("{ending}, at {at}")
+        }
+        State::Ended { ending, at } => format!("{ending} at {at}"),
+    };
+    let attempts = mail.attempts.iter().map(|attempt| {
+        let node = attempt.node.map_or(String::new(), |node| format!(" at node {node}"));
+        format!(", sent {} to {}{node}", attempt.at, attempt.epoch)
+    });
+    format!(
+        "#{} {} {state}, expires {}, {} deliveries{}",
+        mail.sequence,
+        mail.id,
+        mail.expires,
+        mail.deliveries,
+        attempts.collect::<String>()
+    )
 }
 
 fn show_device(device: &Device) -> String {
@@ -351,12 +466,16 @@ fn show_device(device: &Device) -> String {
 }
 
 fn show_stream(stream: &Stream) -> String {
-    let Stream { first, next, bytes, cursors, at, device_count, disabled_count, retired } = stream;
+    let Stream { first, next, bytes, cursors, at, device_count, disabled_count, retired, feedback } =
+        stream;
+    let FeedbackLog { first: of, next: to, .. } = feedback;
+    let feedback =
+        if *to == Offset::new(0) { String::new() } else { format!(", feedback {of}..{to}") };
     let cursors: Vec<String> =
         cursors.iter().map(|(group, next)| format!("{group}={next}")).collect();
     format!(
         "stream {first}..{next}, {bytes} bytes, cursors [{}], at {at}, {device_count} devices, \
-         {disabled_count} disabled, retired {retired}",
+         {disabled_count} disabled, retired {retired}{feedback}",
         cursors.join(" ")
     )
 }

@@ -1,6 +1,6 @@
 //! Apply: how one change turns a shard's records into new ones, an outcome and effects.
 //!
-//! The shell loads what [`needs_twin`] names, calls [`apply_device`] or [`apply_stream`], and writes what was touched and
+//! The shell loads what [`needs_twin`] and [`needs_commands`] name, calls [`apply_device`] or [`apply_stream`], and writes what was touched and
 //! the applied index in one batch. Whatever the input, apply answers; only a broken invariant of our own state panics,
 //! because a stopped replica can be repaired and one that has drifted cannot.
 
@@ -10,7 +10,9 @@ use crate::change::{
 };
 use crate::device::{self, Channel, Device, Revoked, check_etag};
 use crate::document::Object;
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch};
+use crate::feedback::{Feedback, FeedbackLog};
+use crate::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch};
+use crate::mailbox::{self, Commands, Mailbox};
 pub use crate::stream::Stream;
 use crate::twin::Twin;
 
@@ -20,6 +22,8 @@ pub struct Records {
     pub device: Option<Device>,
     /// Loaded only for changes that need it.
     pub twin: Option<Twin>,
+    /// Loaded only for changes that need them.
+    pub commands: Option<Commands>,
 }
 
 /// What the change did, for the shell to carry out.
@@ -34,6 +38,12 @@ pub struct Applied {
     pub appended: Vec<Message>,
     /// Everything before this is to be removed from the stream and from the history.
     pub retain_from: Option<Offset>,
+    /// What to write of the mailbox.
+    pub mailbox: Option<mailbox::Writes>,
+    /// What to append to the feedback, from the offset on that its `next` had before the call.
+    pub feedback: Vec<Feedback>,
+    /// All feedback before this is to be removed.
+    pub retain_feedback_from: Option<Offset>,
 }
 
 impl Applied {
@@ -49,6 +59,9 @@ impl Applied {
             twin_touched: false,
             appended: Vec::new(),
             retain_from: None,
+            mailbox: None,
+            feedback: Vec::new(),
+            retain_feedback_from: None,
         }
     }
 
@@ -78,7 +91,35 @@ pub fn needs_twin(change: &DeviceChange) -> bool {
         | DeviceChange::Subscribe { .. }
         | DeviceChange::Unsubscribe { .. }
         | DeviceChange::Disconnect { .. }
-        | DeviceChange::Telemetry { .. } => false,
+        | DeviceChange::Telemetry { .. }
+        | DeviceChange::SendCommand(_)
+        | DeviceChange::SettleCommand { .. }
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers => false,
+    }
+}
+
+/// Whether a change reads or writes the commands of a device that is registered as `device`. What moves a connection moves
+/// what is on its way to it.
+pub fn needs_commands(device: Option<&Device>, change: &DeviceChange) -> bool {
+    let Some(head) = device.map(|device| &device.mailbox) else { return false };
+    match change {
+        DeviceChange::SendCommand(_)
+        | DeviceChange::SettleCommand { .. }
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers => true,
+        DeviceChange::Delete { .. } => head.has_commands(),
+        DeviceChange::Update { .. }
+        | DeviceChange::Connect { .. }
+        | DeviceChange::Subscribe { .. }
+        | DeviceChange::Disconnect { .. } => head.waiting > 0,
+        DeviceChange::Create { .. }
+        | DeviceChange::Unsubscribe { .. }
+        | DeviceChange::Telemetry { .. }
+        | DeviceChange::PatchReported { .. }
+        | DeviceChange::UpdateTwin { .. } => false,
     }
 }
 
@@ -91,7 +132,16 @@ pub fn apply_device(
     at: LogTime,
 ) -> Applied {
     let at = stream.advance(at);
-    decide(records, stream, device, change, at).unwrap_or_else(|refusal| Applied::new(Err(refusal)))
+    let moves_mail = needs_commands(records.device.as_ref(), change);
+    match decide(records, stream, device, change, at) {
+        Ok(applied) if moves_mail && applied.mailbox.is_none() => {
+            let Some(device) = &mut records.device else { return applied };
+            let mailbox = Mailbox::new(device, commands_of_existing(&mut records.commands), at);
+            mailed(mailbox, &mut stream.feedback, applied)
+        }
+        Ok(applied) => applied,
+        Err(refusal) => Applied::new(Err(refusal)),
+    }
 }
 
 /// Applies one change of the stream.
@@ -121,10 +171,10 @@ fn decide(
             Ok(update_identity(device, stream, update, at))
         }
         DeviceChange::Delete { if_match } => delete(records, stream, id, *if_match, at),
-        DeviceChange::Connect { credentials, clean_session } => {
+        DeviceChange::Connect { credentials, clean_session, node } => {
             let device = existing(&mut records.device, id)?;
             device.check_credentials(*credentials)?;
-            Ok(connect(device, *clean_session, at))
+            Ok(connect(device, *clean_session, *node, at))
         }
         DeviceChange::Subscribe { epoch, subscriptions } => {
             let device = existing(&mut records.device, id)?;
@@ -163,7 +213,52 @@ fn decide(
             let patch = twin.update(*mode, tags.as_ref(), desired.as_ref(), at)?;
             Ok(twin_updated(device, twin, patch, at))
         }
+        DeviceChange::SendCommand(new) => {
+            mail(records, stream, id, at, |mailbox| mailbox.send(new))
+        }
+        DeviceChange::SettleCommand { epoch, sequence, settlement } => {
+            existing(&mut records.device, id)?.presence.check_live(*epoch)?;
+            mail(records, stream, id, at, |mailbox| mailbox.settle(*epoch, *sequence, *settlement))
+        }
+        DeviceChange::CancelCommand { command } => {
+            mail(records, stream, id, at, |mailbox| mailbox.cancel(command))
+        }
+        DeviceChange::PurgeCommands => mail(records, stream, id, at, |mailbox| Ok(mailbox.purge())),
+        DeviceChange::RunCommandTimers => mail(records, stream, id, at, |_| Ok(Done::TimersRun)),
     }
+}
+
+/// A change of the mailbox itself.
+fn mail(
+    records: &mut Records,
+    stream: &mut Stream,
+    id: &DeviceId,
+    at: LogTime,
+    change: impl FnOnce(&mut Mailbox<'_>) -> Result<Done, Refusal>,
+) -> Result<Applied, Refusal> {
+    let device = existing(&mut records.device, id)?;
+    let mut mailbox = Mailbox::new(device, commands_of_existing(&mut records.commands), at);
+    let done = change(&mut mailbox)?;
+    Ok(mailed(mailbox, &mut stream.feedback, Applied::accepted(done)))
+}
+
+/// Adds what the mailbox did to what is applied.
+fn mailed(mailbox: Mailbox<'_>, feedback: &mut FeedbackLog, applied: Applied) -> Applied {
+    let device = mailbox.device().clone();
+    let (mut writes, sent) = mailbox.finish();
+    let records = std::mem::take(&mut writes.feedback);
+    feedback.append(records.len());
+    let next = feedback.next;
+    let send = sent.map(|(epoch, commands)| Effect::SendCommands { device, epoch, commands });
+    let due = writes.due.filter(|_| writes.due != writes.due_before);
+    let appended = (!records.is_empty()).then_some(Effect::FeedbackAppended { next });
+    let effects = send.into_iter().chain(due.map(|at| Effect::CommandsDue { at })).chain(appended);
+    let applied = applied.touching_device().with(effects);
+    Applied { mailbox: Some(writes), feedback: records, ..applied }
+}
+
+fn commands_of_existing(commands: &mut Option<Commands>) -> &mut Commands {
+    commands.as_mut().expect("needs_commands said to load them")
 }
 
 fn existing<'a>(device: &'a mut Option<Device>, id: &DeviceId) -> Result<&'a mut Device, Refusal> {
@@ -231,8 +326,15 @@ fn delete(
     let deleted = Effect::Notify(Event::Deleted { device: id.clone(), at });
     let effects = ended(device, former, at).into_iter().chain([deleted]);
     let applied = Applied::accepted(Done::Deleted).touching_device().touching_twin().with(effects);
+    let due_before = device.mailbox.due;
+    // The mailbox goes without feedback, as at Azure IoT Hub.
+    let mailbox = records.commands.take().map(|commands| mailbox::Writes {
+        touched: commands.into_keys().collect(),
+        due_before,
+        ..mailbox::Writes::default()
+    });
     *records = Records::default();
-    Ok(applied)
+    Ok(Applied { mailbox, ..applied })
 }
 
 /// What the outside is told when the right to speak of `former`, if anybody, has ended.
@@ -243,8 +345,8 @@ fn ended(device: &Device, former: Option<SessionEpoch>, at: LogTime) -> Vec<Effe
     [end].into_iter().chain(disconnected).collect()
 }
 
-fn connect(device: &mut Device, clean_session: bool, at: LogTime) -> Applied {
-    let former = device.presence.connect(clean_session, at);
+fn connect(device: &mut Device, clean_session: bool, node: Option<NodeId>, at: LogTime) -> Applied {
+    let former = device.presence.connect(clean_session, node, at);
     let epoch = device.presence.epoch;
     let subscriptions = device.presence.subscriptions.clone();
     let session_present = !subscriptions.is_empty();

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::change::{Done, Effect, Message, Refusal, StreamChange};
 use crate::device::{Device, Status};
+use crate::feedback::FeedbackLog;
 use crate::ids::{LogTime, Offset};
 use crate::shard::Applied;
 use crate::twin::Twin;
@@ -31,6 +32,8 @@ pub struct Stream {
     /// At least every etag and epoch that a deleted device has had. New devices begin above it, so that nothing from
     /// before a deletion can speak for a device that was made anew under the same id (I-22, I-28).
     pub retired: u64,
+    /// How the commands of the shard's devices ended, for their senders.
+    pub feedback: FeedbackLog,
 }
 
 impl Stream {
@@ -70,35 +73,31 @@ impl Stream {
 
     pub(crate) fn apply(&mut self, change: &StreamChange) -> Result<Applied, Refusal> {
         match change {
-            StreamChange::CommitCursor { group, next } => self.commit_cursor(group, *next),
-            StreamChange::SeekCursor { group, next } => self.set_cursor(group, *next),
+            StreamChange::CommitCursor { group, next } => {
+                commit_cursor(&mut self.cursors, self.next, group, *next)
+            }
+            StreamChange::SeekCursor { group, next } => {
+                set_cursor(&mut self.cursors, self.next, group, *next)
+            }
             StreamChange::DeleteCursor { group } => {
                 self.cursors.remove(group);
                 Ok(Applied::accepted(Done::Deleted))
             }
             StreamChange::Retain { from, before, bytes } => Ok(self.retain(*from, *before, *bytes)),
-        }
-    }
-
-    fn commit_cursor(&mut self, group: &str, next: Offset) -> Result<Applied, Refusal> {
-        match self.cursors.get(group) {
-            Some(current) if next < *current => {
-                Err(Refusal::CursorBehind { group: group.to_owned(), current: *current })
+            StreamChange::CommitFeedbackCursor { group, next } => {
+                let FeedbackLog { cursors, next: end, .. } = &mut self.feedback;
+                commit_cursor(cursors, *end, group, *next)
             }
-            Some(_) | None => self.set_cursor(group, next),
+            StreamChange::SeekFeedbackCursor { group, next } => {
+                let FeedbackLog { cursors, next: end, .. } = &mut self.feedback;
+                set_cursor(cursors, *end, group, *next)
+            }
+            StreamChange::DeleteFeedbackCursor { group } => {
+                self.feedback.cursors.remove(group);
+                Ok(Applied::accepted(Done::Deleted))
+            }
+            StreamChange::RetainFeedback { before } => Ok(self.feedback.retain(*before)),
         }
-    }
-
-    /// A cursor before `first` is legal: it reads on from what retention has left.
-    fn set_cursor(&mut self, group: &str, next: Offset) -> Result<Applied, Refusal> {
-        if next > self.next {
-            return Err(Refusal::OffsetOutOfRange { given: next, end: self.next });
-        }
-        if !self.cursors.contains_key(group) && self.cursors.len() >= CONSUMER_GROUPS_MAX {
-            return Err(Refusal::TooManyConsumerGroups { limit: CONSUMER_GROUPS_MAX });
-        }
-        self.cursors.insert(group.to_owned(), next);
-        Ok(Applied::accepted(Done::Cursor { next }))
     }
 
     /// A plan that was made from another beginning is void: its bytes would be counted twice.
@@ -112,6 +111,37 @@ impl Stream {
         let applied = Applied::accepted(Done::Retained { first: before });
         Applied { retain_from: Some(before), ..applied }
     }
+}
+
+fn commit_cursor(
+    cursors: &mut BTreeMap<String, Offset>,
+    end: Offset,
+    group: &str,
+    next: Offset,
+) -> Result<Applied, Refusal> {
+    match cursors.get(group) {
+        Some(current) if next < *current => {
+            Err(Refusal::CursorBehind { group: group.to_owned(), current: *current })
+        }
+        Some(_) | None => set_cursor(cursors, end, group, next),
+    }
+}
+
+/// A cursor before the first offset is legal: it reads on from what retention has left.
+fn set_cursor(
+    cursors: &mut BTreeMap<String, Offset>,
+    end: Offset,
+    group: &str,
+    next: Offset,
+) -> Result<Applied, Refusal> {
+    if next > end {
+        return Err(Refusal::OffsetOutOfRange { given: next, end });
+    }
+    if !cursors.contains_key(group) && cursors.len() >= CONSUMER_GROUPS_MAX {
+        return Err(Refusal::TooManyConsumerGroups { limit: CONSUMER_GROUPS_MAX });
+    }
+    cursors.insert(group.to_owned(), next);
+    Ok(Applied::accepted(Done::Cursor { next }))
 }
 
 /// How long and how much a shard keeps: a message stays while any configured limit still holds it.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use drover_core::delivery::{Delivery, EndReason};
 use drover_core::device::{Channel, Device};
-use drover_core::ids::{DeviceId, GroupId, NodeId, SessionEpoch, ShardId, Version};
+use drover_core::ids::{DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId, Version};
 use drover_core::twin::Twin;
 use drover_proto::cluster::AnnounceResponse;
 use tokio::sync::oneshot;
@@ -42,6 +42,8 @@ pub(super) struct Judged {
     pub(super) epoch: SessionEpoch,
     /// The newest desired version, if the session had not been sent it.
     pub(super) missed: Option<Version>,
+    /// The newest delivery from the mailbox that has come, if there have been newer ones.
+    pub(super) commands_after: Option<DeliveryNumber>,
 }
 
 /// When a shard's sessions are announced again, and to whom they were.
@@ -67,7 +69,8 @@ async fn announce_if_due(shared: &Shared, shard: ShardId, plans: &mut BTreeMap<S
     let target = shared.router.target(shard);
     let now = Instant::now();
     let plan = plans.get(&shard);
-    let due = plan.is_none_or(|plan| plan.target != target || plan.due <= now);
+    let due = plan.is_none_or(|plan| plan.target != target || plan.due <= now)
+        || shared.sessions.take_behind(shard);
     if !due || target == Target::Unknown {
         return;
     }
@@ -158,7 +161,11 @@ fn judge_one(
     }
     let twin = state::twin(&*shared.storage, group, &session.device)?;
     let missed = twin.and_then(|twin| missed(&device, &twin, session.desired));
-    Ok(Some(Judged { device: session.device.clone(), epoch: session.epoch, missed }))
+    let head = &device.mailbox;
+    let has_newer = head.waiting > 0 && head.epoch == session.epoch && head.sent > session.commands;
+    let commands_after = has_newer.then_some(session.commands);
+    let (device, epoch) = (session.device.clone(), session.epoch);
+    Ok(Some(Judged { device, epoch, missed, commands_after }))
 }
 
 /// The desired version that a listening device has not seen. If it has seen none, what counts is whether the properties

@@ -98,6 +98,10 @@ pub struct StreamState {
     pub next: Offset,
     pub cursors: Vec<(String, Offset)>,
     pub device_count: u64,
+    /// The shard's feedback.
+    pub first_feedback: Offset,
+    pub next_feedback: Offset,
+    pub feedback_cursors: Vec<(String, Offset)>,
 }
 
 /// What a cluster is made from.
@@ -352,9 +356,7 @@ impl Cluster {
         if let Some(page) = serve::local_page(&self.shared, shard, from, limit) {
             return Ok(page);
         }
-        // Waiting for a message is no failure: the answer must come before the deadline does.
-        let wait_max = self.shared.config.limits.deadline / 2;
-        let wait_ms = wait_ms.min(u32::try_from(wait_max.as_millis()).unwrap_or(u32::MAX));
+        let wait_ms = self.bounded_wait(wait_ms);
         let answer =
             self.read(shard, Request::Stream { from, messages_max, bytes_max, wait_ms }).await?;
         let Answer::Page(page) = answer else {
@@ -383,6 +385,9 @@ impl Cluster {
             next: stream.next,
             cursors: stream.cursors,
             device_count: stream.device_count,
+            first_feedback: stream.first_feedback,
+            next_feedback: stream.next_feedback,
+            feedback_cursors: stream.feedback_cursors,
         })
     }
 
@@ -404,7 +409,11 @@ impl Cluster {
         self.move_cursor(shard, StreamChange::SeekCursor { group, next }).await
     }
 
-    async fn move_cursor(&self, shard: ShardId, change: StreamChange) -> Result<Offset, Error> {
+    pub(super) async fn move_cursor(
+        &self,
+        shard: ShardId,
+        change: StreamChange,
+    ) -> Result<Offset, Error> {
         let answer = self.change(shard, Change::Stream(change)).await?;
         let Done::Cursor { next } = answer else {
             return Err(unexpected(shard));
@@ -588,7 +597,13 @@ impl Cluster {
         answer.into_done().ok_or_else(|| unexpected(shard))
     }
 
-    async fn read(&self, shard: ShardId, request: Request) -> Result<Answer, Error> {
+    /// Waiting for a message is no failure: the answer must come before the deadline does.
+    pub(super) fn bounded_wait(&self, wait_ms: u32) -> u32 {
+        let wait_max = self.shared.config.limits.deadline / 2;
+        wait_ms.min(u32::try_from(wait_max.as_millis()).unwrap_or(u32::MAX))
+    }
+
+    pub(super) async fn read(&self, shard: ShardId, request: Request) -> Result<Answer, Error> {
         let _permit = self.enter(0)?;
         let deadline = self.deadline();
         let here = || serve::read_here(&self.shared, shard, &request, deadline);
@@ -616,12 +631,12 @@ impl Cluster {
 
 impl Shared {
     /// A number that nobody else has drawn.
-    fn draw(&self) -> u64 {
+    pub(super) fn draw(&self) -> u64 {
         self.random.lock().unwrap_or_else(PoisonError::into_inner).random()
     }
 }
 
-fn check_limit(limit: u32) -> Result<u32, Error> {
+pub(super) fn check_limit(limit: u32) -> Result<u32, Error> {
     if (1..=1000).contains(&limit) {
         return Ok(limit);
     }

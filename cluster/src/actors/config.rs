@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_core::ids::NodeId;
+use drover_core::mailbox;
 use drover_core::stream::Retention;
 
 use super::clock::{Clock, SystemClock};
@@ -21,6 +22,7 @@ pub struct Config {
     pub limits: Limits,
     /// What streams keep. The leader of a shard plans by its own configuration.
     pub retention: Retention,
+    pub commands: Commands,
     /// Seeds whatever is drawn at random. `None`: from the system.
     pub seed: Option<u64>,
     pub clock: Arc<dyn Clock>,
@@ -37,6 +39,7 @@ impl Config {
             log_entries_kept: 10_000,
             limits: Limits::default(),
             retention: Retention { age_ms_max: Some(7 * 24 * 3_600_000), bytes_max: None },
+            commands: Commands::default(),
             seed: None,
             clock: Arc::new(SystemClock),
         }
@@ -94,6 +97,41 @@ impl Default for Limits {
             live_queue: 1024,
             waiting_reads_max: 4096,
             device_rate: None,
+        }
+    }
+}
+
+/// What holds for commands that are sent at this node. Each command carries it.
+#[derive(Debug, Clone, Copy)]
+pub struct Commands {
+    pub limits: mailbox::Limits,
+    /// For a command whose sender says nothing.
+    pub ttl_ms: u64,
+    /// How long a shard keeps feedback, and how many records of it.
+    pub feedback_ms_max: u64,
+    pub feedback_records_max: u64,
+}
+
+impl Default for Commands {
+    /// Azure IoT Hub's, where it has any (`spec/twin-semantics.md` section 6).
+    fn default() -> Self {
+        const HOUR_MS: u64 = 3_600_000;
+        Self {
+            limits: mailbox::Limits {
+                depth_max: 50,
+                // What a full mailbox of the largest commands needs.
+                mailbox_bytes_max: 50 * 64 * 1024,
+                command_bytes_max: 64 * 1024,
+                ttl_ms_max: 48 * HOUR_MS,
+                lock_ms: 60_000,
+                deliveries_max: 10,
+                ended_max: 50,
+                ended_ms: 48 * HOUR_MS,
+            },
+            ttl_ms: HOUR_MS,
+            feedback_ms_max: 48 * HOUR_MS,
+            // About 100 MB of disk.
+            feedback_records_max: 1_000_000,
         }
     }
 }

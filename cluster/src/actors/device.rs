@@ -2,19 +2,23 @@
 //!
 //! It holds nothing that must survive. Records are read from the applied state when they are asked for, the address of
 //! the session stands in the shard's table, and callers wait in the proposer. So passivation is free, a restart loses
-//! only the requests in the inbox (their callers are told to try again), and an idle connection costs no actor. Timers
-//! of commands and methods will live here.
+//! only the requests in the inbox (their callers are told to try again), and an idle connection costs no actor. Commands
+//! are read when they are sent: what is not locked any more by then is not.
 
 use std::sync::Arc;
 
-use drover_core::delivery::Delivery;
-use drover_core::ids::{DeviceId, NodeId, SessionEpoch, ShardId};
+use drover_core::delivery::{Delivery, SentCommand};
+use drover_core::ids::{DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId};
+use drover_core::mailbox::{Attempt, Command, Outgoing};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
+use tracing::warn;
 
+use super::clock::Clock;
 use super::outbox::Outbox;
 use super::proposer::Proposal;
 use crate::metrics;
+use crate::storage::{Storage, mailbox};
 use crate::wire::request::Failure;
 
 /// What a device actor can be told. Each variant says who sends it.
@@ -24,6 +28,10 @@ pub(super) enum DeviceMsg {
     Change(Proposal),
     /// From the shard: an applied change asks for this.
     Deliver { to: NodeId, epoch: SessionEpoch, delivery: Delivery },
+    /// From the shard: an applied change has locked these commands for the connection.
+    SendCommands { to: NodeId, epoch: SessionEpoch, commands: Vec<Outgoing> },
+    /// From the shard: the node of the connection lacks what was sent after this delivery.
+    ResendCommands { to: NodeId, epoch: SessionEpoch, after: DeliveryNumber },
     /// From the shard, which sends nothing afterwards: there was no work for a while.
     Passivate,
     /// From a test: fail as a bug would.
@@ -37,6 +45,8 @@ pub(super) struct DeviceContext {
     pub(super) shard: ShardId,
     pub(super) proposer: mpsc::Sender<Proposal>,
     pub(super) outbox: Outbox,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 pub(super) struct DeviceActor;
@@ -69,6 +79,12 @@ impl Actor for DeviceActor {
         match message {
             DeviceMsg::Change(proposal) => state.propose(proposal),
             DeviceMsg::Deliver { to, epoch, delivery } => state.deliver(to, epoch, delivery),
+            DeviceMsg::SendCommands { to, epoch, commands } => {
+                state.send_commands(to, epoch, &commands);
+            }
+            DeviceMsg::ResendCommands { to, epoch, after } => {
+                state.resend_commands(to, epoch, after);
+            }
             DeviceMsg::Passivate => myself.stop(None),
             #[cfg(test)]
             DeviceMsg::Panic => panic!("a test asked device {} to panic", state.device),
@@ -86,6 +102,86 @@ impl DeviceState {
         let DeviceContext { shard, outbox, .. } = &*self.context;
         outbox.deliver(to, *shard, &self.device, epoch, delivery);
     }
+}
+
+impl DeviceState {
+    fn send_commands(&self, to: NodeId, epoch: SessionEpoch, commands: &[Outgoing]) {
+        let Some(first) = commands.first() else { return };
+        let read = |outgoing: &Outgoing| {
+            let DeviceContext { shard, storage, .. } = &*self.context;
+            mailbox::command(&**storage, GroupId::Shard(*shard), &self.device, outgoing.sequence)
+        };
+        let numbers = commands.iter().map(|outgoing| outgoing.number);
+        match commands.iter().map(read).collect::<Result<Vec<_>, _>>() {
+            Ok(found) => {
+                let locked = numbers.zip(found).filter_map(|(number, command)| {
+                    command.filter(|command| is_locked_as(command, epoch, number))
+                });
+                self.deliver_commands(to, epoch, first.number.before(), locked.collect());
+            }
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    /// What was sent after `after` and is locked still. What is not has ended, or will be sent under a new number.
+    fn resend_commands(&self, to: NodeId, epoch: SessionEpoch, after: DeliveryNumber) {
+        let DeviceContext { shard, storage, .. } = &*self.context;
+        match mailbox::commands(&**storage, GroupId::Shard(*shard), &self.device) {
+            Ok(commands) => {
+                let mut locked: Vec<_> = commands
+                    .into_values()
+                    .filter(|command| {
+                        let number = number(command);
+                        number > after && is_locked_as(command, epoch, number)
+                    })
+                    .collect();
+                locked.sort_by_key(number);
+                self.deliver_commands(to, epoch, after, locked);
+            }
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    /// Sends locked commands that are not over, in this order. `follows` is the delivery before the first of them.
+    fn deliver_commands(
+        &self,
+        to: NodeId,
+        epoch: SessionEpoch,
+        mut follows: DeliveryNumber,
+        commands: Vec<Command>,
+    ) {
+        let DeviceContext { shard, storage, clock, .. } = &*self.context;
+        let group = GroupId::Shard(*shard);
+        let now = clock.now();
+        for command in commands.into_iter().filter(|command| command.expires > now) {
+            let number = number(&command);
+            match mailbox::body(&**storage, group, &self.device, command.sequence) {
+                Ok(Some(message)) => {
+                    let sent = SentCommand { number, follows, command, message };
+                    self.deliver(to, epoch, Delivery::Command(Box::new(sent)));
+                    follows = number;
+                }
+                // It has ended since it was read.
+                Ok(None) => {}
+                Err(error) => return self.unreadable(&error),
+            }
+        }
+    }
+
+    /// The lock runs out, and the command is sent again by a leader that can read it.
+    fn unreadable(&self, error: &crate::storage::Error) {
+        warn!(shard = %self.context.shard, device = %self.device, %error, "commands cannot be read");
+    }
+}
+
+/// The number of a command's last delivery.
+fn number(command: &Command) -> DeliveryNumber {
+    command.attempts.last().map_or(DeliveryNumber::default(), |attempt| attempt.number)
+}
+
+fn is_locked_as(command: &Command, epoch: SessionEpoch, number: DeliveryNumber) -> bool {
+    let is_last = |attempt: &Attempt| attempt.epoch == epoch && attempt.number == number;
+    command.is_locked() && command.attempts.last().is_some_and(is_last)
 }
 
 /// Puts a change into the proposer's queue, or says that it is full.

@@ -19,7 +19,7 @@ use super::admission::Gauge;
 use super::config::Config;
 use super::live::LiveHub;
 use super::outbox::Outbox;
-use super::proposer::Proposer;
+use super::proposer::{Growth, Proposer};
 use super::router::{Replica, Router, failure_of};
 use super::session::Closing;
 use super::sessions::Sessions;
@@ -167,7 +167,7 @@ impl NodeState {
     fn start(&mut self, myself: &ActorRef<NodeMsg>, shard: ShardId, group: Group) {
         let Shared { config, .. } = &*self.shared;
         let name = actor_name(config.node, &format!("shard-{shard}"));
-        let (growth_sender, growth) = watch::channel(drover_core::ids::Offset::default());
+        let (growth_sender, growth) = watch::channel(Growth::default());
         let arguments = self.arguments(shard, &group, growth_sender);
         let cell = myself.get_cell();
         match ActorRuntime::spawn_linked_instant(Some(name), ShardActor, arguments, cell) {
@@ -186,12 +186,13 @@ impl NodeState {
         &self,
         shard: ShardId,
         group: &Group,
-        growth: watch::Sender<drover_core::ids::Offset>,
+        growth: watch::Sender<Growth>,
     ) -> ShardArguments {
         let Shared { config, storage, peers, sessions, live, .. } = &*self.shared;
         let (node, limits) = (config.node, config.limits.clone());
         let (storage, clock) = (Arc::clone(storage), Arc::clone(&config.clock));
         let started = self.started;
+        let (read, time) = (Arc::clone(&storage), Arc::clone(&clock));
         let proposed = group.clone();
         let proposer = move |shard: ActorRef<ShardMsg>, queue| {
             let group = proposed;
@@ -203,6 +204,8 @@ impl NodeState {
             outbox: Outbox { node, sessions: sessions.clone(), peers: peers.clone() },
             live: live.clone(),
             limits: config.limits.clone(),
+            storage: read,
+            clock: time,
             proposer: Box::new(proposer),
         }
     }

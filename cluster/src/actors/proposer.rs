@@ -51,6 +51,13 @@ pub(super) struct Connected {
     pub(super) epoch: SessionEpoch,
 }
 
+/// Where what readers wait for ends, as far as this leader has seen it grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Growth {
+    pub(super) messages: Offset,
+    pub(super) feedback: Offset,
+}
+
 pub(super) struct Proposer {
     pub(super) node: NodeId,
     pub(super) group: Group,
@@ -62,7 +69,7 @@ pub(super) struct Proposer {
     /// When the node started: its shards keep pace together.
     pub(super) started: Instant,
     /// Where the stream ends, for those who wait for more.
-    pub(super) growth: watch::Sender<Offset>,
+    pub(super) growth: watch::Sender<Growth>,
 }
 
 /// Callers of an entry that is under way, in the order of its changes.
@@ -229,8 +236,19 @@ impl Proposer {
             .filter_map(|(connects, outcome)| connected(connects?, outcome))
             .collect();
         for effect in &effects {
-            if let Effect::Appended { first, count } = effect {
-                self.growth.send_replace(first.plus(*count));
+            match effect {
+                Effect::Appended { first, count } => {
+                    let end = first.plus(*count);
+                    self.growth.send_modify(|growth| growth.messages = end);
+                }
+                Effect::FeedbackAppended { next } => {
+                    self.growth.send_modify(|growth| growth.feedback = *next);
+                }
+                Effect::EndSessions { .. }
+                | Effect::SendDesired { .. }
+                | Effect::SendCommands { .. }
+                | Effect::CommandsDue { .. }
+                | Effect::Notify(_) => {}
             }
         }
         // A shard that has stopped performs nothing; its successor derives it again from the state.

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::admission::Gauge;
 use super::error::Error;
+use super::proposer::Growth;
 use super::shard::ShardMsg;
 use crate::metrics;
 use crate::raft::Leadership;
@@ -23,7 +24,6 @@ use crate::raft::group::Group;
 use crate::raft::groups::Groups;
 use crate::raft::peers::{CallError, Peers};
 use crate::wire::request::{Answer, Failure, Request, Response, decode_response, encode_request};
-use drover_core::ids::Offset;
 
 /// The first pause before a request is repeated; each further one is twice as long, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -38,7 +38,7 @@ pub(super) struct Replica {
     pub(super) gauge: Arc<Gauge>,
     pub(super) leadership: watch::Receiver<Leadership>,
     /// Where the stream ends, as far as this node has proposed.
-    pub(super) growth: watch::Receiver<Offset>,
+    pub(super) growth: watch::Receiver<Growth>,
 }
 
 /// Who is asked next.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::change::{Change, DeviceChange, StreamChange};
-use drover_core::ids::{DeviceId, GroupId, NodeId, Offset, ShardId};
+use drover_core::ids::{CommandSequence, DeviceId, GroupId, NodeId, Offset, ShardId};
 use drover_core::message::StreamPage;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -24,7 +24,7 @@ use super::status;
 use crate::metrics;
 use crate::raft::group::Group;
 use crate::storage::stream::{self, PageLimit};
-use crate::storage::{self, state};
+use crate::storage::{self, ScanLimit, Storage, mailbox, state};
 use crate::wire::request::{Answer, Failure, Request, Response, decode_change};
 
 /// What the router needs to know of a change, besides its bytes.
@@ -44,10 +44,21 @@ impl Entry {
                 matches!(change, DeviceChange::Connect { .. }),
                 matches!(
                     change,
-                    DeviceChange::Delete { .. } | DeviceChange::Disconnect { will: None, .. }
+                    DeviceChange::Delete { .. }
+                        | DeviceChange::Disconnect { will: None, .. }
+                        | DeviceChange::SettleCommand { .. }
+                        | DeviceChange::CancelCommand { .. }
+                        | DeviceChange::PurgeCommands
+                        | DeviceChange::RunCommandTimers
                 ),
             ),
-            Change::Stream(change) => (None, false, matches!(change, StreamChange::Retain { .. })),
+            Change::Stream(change) => {
+                let frees = matches!(
+                    change,
+                    StreamChange::Retain { .. } | StreamChange::RetainFeedback { .. }
+                );
+                (None, false, frees)
+            }
         };
         Self { encoded, device, connects, frees }
     }
@@ -109,6 +120,11 @@ pub(super) async fn read_here(
         let until = deadline.min(Instant::now() + wait);
         return page(shared, shard, &replica, *from, limit, until).await;
     }
+    if let Request::Feedback { from, limit, wait_ms } = request {
+        let wait = Duration::from_millis((*wait_ms).into());
+        let until = deadline.min(Instant::now() + wait);
+        return feedback(shared, shard, &replica, *from, *limit as usize, until).await;
+    }
     if !matches!(request, Request::Device { linearizable: false, .. }) {
         replica.group.read_barrier().await.map_err(failure_of)?;
     }
@@ -153,13 +169,84 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
             Answer::Page(StreamPage { messages, next: end, first: end })
         }
         Request::StreamState => Answer::Stream(state::stream(store, group)?.into()),
-        Request::Change(_) | Request::Stream { .. } | Request::NodeSummary => {
+        Request::Commands { device, after, limit, with_bodies } => {
+            if state::device(store, group, device)?.is_none() {
+                return Ok(Err(not_found(device)));
+            }
+            commands(store, group, device, *after, *limit as usize, *with_bodies)?
+        }
+        Request::Change(_)
+        | Request::Stream { .. }
+        | Request::Feedback { .. }
+        | Request::NodeSummary => {
             return Ok(Err(Failure::Invalid {
                 field: "request".to_owned(),
                 problem: "it is no read of a shard".to_owned(),
             }));
         }
     }))
+}
+
+/// Commands in order, with the bodies of those that wait if they are wanted.
+fn commands(
+    store: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+    after: CommandSequence,
+    limit: usize,
+    with_bodies: bool,
+) -> Result<Answer, storage::Error> {
+    // One more than is asked for tells whether there are more.
+    let scan = ScanLimit { records: limit + 1, bytes: HISTORY_BYTES_MAX };
+    let mut found = mailbox::commands_after(store, group, device, after, scan)?;
+    let mut more = found.len() > limit;
+    found.truncate(limit);
+    let mut commands = Vec::with_capacity(found.len());
+    let mut bytes = 0;
+    for command in found {
+        if bytes >= HISTORY_BYTES_MAX {
+            more = true;
+            break;
+        }
+        let message = match with_bodies && command.is_waiting() {
+            true => mailbox::body(store, group, device, command.sequence)?,
+            false => None,
+        };
+        bytes += message.as_ref().map_or(0, |message| message.0.len());
+        commands.push((command, message));
+    }
+    Ok(Answer::Commands { commands, more })
+}
+
+/// Feedback of the shard; waits for a first record until `until`.
+async fn feedback(
+    shared: &Shared,
+    shard: ShardId,
+    replica: &Replica,
+    from: Offset,
+    limit: usize,
+    until: Instant,
+) -> Response {
+    let mut growth = replica.growth.clone();
+    let mut leadership = replica.leadership.clone();
+    loop {
+        growth.mark_unchanged();
+        let page = mailbox::feedback(&*shared.storage, shard, from, limit)
+            .map_err(|error| unreadable(&replica.group, error))?;
+        if !page.records.is_empty() || Instant::now() >= until {
+            return Ok(Answer::Feedback(page));
+        }
+        let deposed = leadership.wait_for(|now| !now.serving);
+        let seen = growth.borrow().feedback;
+        tokio::select! {
+            _ = deposed => return Err(not_leader(shared, shard)),
+            grown = timeout_at(until, growth.wait_for(|growth| growth.feedback > seen)) => {
+                if matches!(grown, Ok(Err(_))) {
+                    return Err(not_leader(shared, shard));
+                }
+            }
+        }
+    }
 }
 
 /// What one answer of a device's history may carry.

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use drover_core::access::ProvenDevice;
 use drover_core::change::{DeviceChange, Done, Message, Sender};
-pub use drover_core::delivery::{Delivery, EndReason};
+pub use drover_core::delivery::{Delivery, EndReason, SentCommand};
 use drover_core::device::{Channel, Subscriptions};
 use drover_core::document::Object;
-use drover_core::ids::{DeviceId, Offset, SessionEpoch, ShardId, Version};
+use drover_core::ids::{CommandSequence, DeviceId, Offset, SessionEpoch, ShardId, Version};
+pub use drover_core::mailbox::Settlement;
 use drover_core::twin::Twin;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -70,7 +71,8 @@ impl Session {
         let ProvenDevice { device, credentials } = proven;
         let shard = cluster.shard_of(&device)?;
         let opened = cluster.shared.sessions.opening(shard, &device);
-        let connect = DeviceChange::Connect { credentials, clean_session };
+        let node = Some(cluster.shared.config.node);
+        let connect = DeviceChange::Connect { credentials, clean_session, node };
         let done = cluster.change_device(&device, connect).await?;
         let Done::Connected { epoch, session_present, subscriptions } = done else {
             return Err(unexpected(shard));
@@ -174,6 +176,17 @@ impl Session {
             return Err(unexpected(self.shard));
         };
         Ok(version)
+    }
+
+    /// What the device says about a command that it was sent over this connection. Success: durable on a majority; a
+    /// command that is completed or rejected is never sent again (P3).
+    pub async fn settle(
+        &self,
+        sequence: CommandSequence,
+        settlement: Settlement,
+    ) -> Result<(), Error> {
+        let change = DeviceChange::SettleCommand { epoch: self.epoch, sequence, settlement };
+        self.cluster.change_device(&self.device, change).await.map(drop)
     }
 
     /// Ends the session. `will` is appended to the stream if the session is still the live one.

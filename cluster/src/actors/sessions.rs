@@ -1,17 +1,18 @@
 //! The connections that this node holds: device to epoch and queue.
 //!
 //! What is delivered to a session is checked here for order: a desired patch that skips a version ends the session,
-//! because the device must read its twin again. A session whose queue is full is ended too: its queue is dropped, which
+//! because the device must read its twin again; a delivery from the mailbox that skips one is dropped, and its shard is
+//! announced at once, which makes the leader send what is missing. A session whose queue is full is ended too: its queue is dropped, which
 //! its connection sees as the end.
 //!
 //! A delivery can overtake the answer that tells this node its epoch. So a session is announced here before its epoch is
 //! asked for, and what arrives in between is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use drover_core::delivery::{Delivery, EndReason};
-use drover_core::ids::{DeviceId, SessionEpoch, ShardId, Version};
+use drover_core::delivery::{Delivery, EndReason, SentCommand};
+use drover_core::ids::{DeliveryNumber, DeviceId, SessionEpoch, ShardId, Version};
 use tokio::sync::mpsc;
 
 use super::session::DELIVERIES_MAX;
@@ -28,6 +29,8 @@ pub(super) struct Sessions {
 struct Table {
     held: BTreeMap<Key, Held>,
     opening: BTreeMap<Key, Opening>,
+    /// Shards of which a session lacks a delivery from its mailbox.
+    behind: BTreeSet<ShardId>,
 }
 
 /// Sessions of a shard stand together, because they are announced together.
@@ -41,6 +44,8 @@ struct Held {
     sent: Option<Version>,
     /// The newest desired version that the device has been sent or has read.
     seen: Option<Version>,
+    /// The newest delivery from the mailbox that was put into the queue.
+    commands: DeliveryNumber,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +58,8 @@ struct Opening {
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Stays,
+    /// It stays, and lacks a delivery from its mailbox.
+    IsBehind,
     Ended,
 }
 
@@ -75,12 +82,16 @@ impl Sessions {
         let key = (shard, device.clone());
         let mut table = self.table();
         match table.held.get_mut(&key) {
-            Some(held) if held.epoch == epoch => {
-                if held.take(delivery) == Next::Ended {
+            Some(held) if held.epoch == epoch => match held.take(delivery) {
+                Next::Stays => {}
+                Next::IsBehind => {
+                    table.behind.insert(shard);
+                }
+                Next::Ended => {
                     table.held.remove(&key);
                     metrics::sessions(table.held.len());
                 }
-            }
+            },
             Some(_) | None => {
                 if let Some(opening) = table.opening.get_mut(&key) {
                     opening.keep(epoch, delivery);
@@ -132,8 +143,14 @@ impl Sessions {
                 device: device.clone(),
                 epoch: held.epoch,
                 desired: held.seen,
+                commands: held.commands,
             })
             .collect()
+    }
+
+    /// Whether a session of the shard lacks a delivery. Asked again, it is only for one that was found since.
+    pub(super) fn take_behind(&self, shard: ShardId) -> bool {
+        self.table().behind.remove(&shard)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -158,6 +175,7 @@ impl Held {
         match delivery {
             Delivery::End(reason) => self.end(reason),
             Delivery::Desired { version, patch } => self.desired(version, patch),
+            Delivery::Command(sent) => self.command(sent),
         }
     }
 
@@ -180,6 +198,22 @@ impl Held {
         }
         self.sent = Some(version);
         self.seen = self.seen.max(self.sent);
+        Next::Stays
+    }
+
+    fn command(&mut self, sent: Box<SentCommand>) -> Next {
+        let number = sent.number;
+        if number <= self.commands {
+            // Receivers expect repeats.
+            return Next::Stays;
+        }
+        if sent.follows > self.commands {
+            return Next::IsBehind;
+        }
+        if self.deliveries.try_send(Box::new(Delivery::Command(sent))).is_err() {
+            return self.end(EndReason::Gap);
+        }
+        self.commands = number;
         Next::Stays
     }
 }
@@ -215,13 +249,22 @@ impl Opened {
             }
             former.end(EndReason::Replaced);
         }
-        let mut held = Held { epoch, deliveries, sent: None, seen: None };
+        let commands = DeliveryNumber::default();
+        let mut held = Held { epoch, deliveries, sent: None, seen: None, commands };
         let early = table.opening.get(&self.key).map_or(&[][..], |opening| &opening.early);
+        let mut is_behind = false;
         for (_, delivery) in early.iter().filter(|(of, _)| *of == epoch) {
-            if held.take(delivery.clone()) == Next::Ended {
-                table.held.remove(&self.key);
-                return false;
+            match held.take(delivery.clone()) {
+                Next::Stays => {}
+                Next::IsBehind => is_behind = true,
+                Next::Ended => {
+                    table.held.remove(&self.key);
+                    return false;
+                }
             }
+        }
+        if is_behind {
+            table.behind.insert(self.key.0);
         }
         table.held.insert(self.key.clone(), held);
         metrics::sessions(table.held.len());

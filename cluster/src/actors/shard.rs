@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use drover_core::change::{Effect, Event};
 use drover_core::delivery::{Delivery, EndReason};
-use drover_core::ids::{DeviceId, NodeId, SessionEpoch, ShardId, Version};
+use drover_core::ids::{DeviceId, LogTime, NodeId, SessionEpoch, ShardId, Version};
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -19,14 +19,17 @@ use tracing::{debug, info, warn};
 
 use super::admission::Gauge;
 use super::announce::Judged;
+use super::clock::Clock;
 use super::config::Limits;
 use super::device::{DeviceActor, DeviceContext, DeviceMsg, propose};
+use super::due::DueTimer;
 use super::live::LiveHub;
 use super::outbox::Outbox;
 use super::proposer::{Connected, Proposal, Proposer};
 use crate::metrics;
 use crate::raft::Leadership;
 use crate::raft::group::Group;
+use crate::storage::Storage;
 use crate::wire::request::Failure;
 
 /// What a shard actor can be told. Each variant says who sends it.
@@ -38,6 +41,8 @@ pub(super) enum ShardMsg {
     Committed { connected: Vec<Connected>, effects: Vec<Effect> },
     /// From the node: these sessions of a node are live.
     Announced { node: NodeId, sessions: Vec<Judged> },
+    /// From its own timer: a mailbox may be due.
+    CommandsDue,
     /// From its own watch on the group.
     Leadership(Leadership),
     /// From its own timer: stop device actors that have been idle.
@@ -54,6 +59,8 @@ pub(super) struct ShardArguments {
     pub(super) outbox: Outbox,
     pub(super) live: LiveHub,
     pub(super) limits: Limits,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) clock: Arc<dyn Clock>,
     /// What makes the proposer, once the actor that it reports to is known.
     pub(super) proposer:
         Box<dyn FnOnce(ActorRef<ShardMsg>, mpsc::Receiver<Proposal>) -> Proposer + Send>,
@@ -69,6 +76,7 @@ pub(super) struct ShardState {
     leadership: Leadership,
     active: BTreeMap<DeviceId, Active>,
     sessions: BTreeMap<DeviceId, Address>,
+    due: DueTimer,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
@@ -114,8 +122,9 @@ impl Actor for ShardActor {
             ShardMsg::Committed { connected, effects } => {
                 state.committed(&myself, connected, effects);
             }
-            ShardMsg::Announced { node, sessions } => state.announced(node, sessions),
-            ShardMsg::Leadership(leadership) => state.led(leadership),
+            ShardMsg::Announced { node, sessions } => state.announced(&myself, node, sessions),
+            ShardMsg::CommandsDue => state.due.run(&myself, &state.context),
+            ShardMsg::Leadership(leadership) => state.led(&myself, leadership),
             ShardMsg::Sweep => state.sweep(Instant::now()),
             #[cfg(test)]
             ShardMsg::PanicDevice(device) => state.tell(&myself, &device, DeviceMsg::Panic),
@@ -146,7 +155,8 @@ impl Actor for ShardActor {
 
 impl ShardState {
     fn start(myself: ActorRef<ShardMsg>, arguments: ShardArguments) -> Self {
-        let ShardArguments { shard, group, outbox, live, limits, proposer } = arguments;
+        let ShardArguments { shard, group, outbox, live, limits, storage, clock, proposer } =
+            arguments;
         let (queue, proposals) = mpsc::channel(limits.shard_requests_max);
         let tasks = [
             tokio::spawn(proposer(myself.clone(), proposals).run()),
@@ -157,10 +167,11 @@ impl ShardState {
             shard,
             limits,
             live,
-            context: Arc::new(DeviceContext { shard, proposer: queue, outbox }),
+            context: Arc::new(DeviceContext { shard, proposer: queue, outbox, storage, clock }),
             leadership: Leadership::default(),
             active: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            due: DueTimer::default(),
             _tasks: tasks.map(AbortOnDropHandle::new),
         }
     }
@@ -207,8 +218,15 @@ impl ShardState {
         connected: Vec<Connected>,
         effects: Vec<Effect>,
     ) {
+        let mut sends = Vec::new();
         for effect in effects {
             match effect {
+                Effect::SendCommands { device, epoch, commands } => {
+                    sends.push((device, epoch, commands));
+                }
+                Effect::CommandsDue { at } => self.due.set(myself, &self.context, at),
+                // The proposer has told those who wait for it.
+                Effect::FeedbackAppended { .. } => {}
                 Effect::EndSessions { device, live } => {
                     let replaced = connected.iter().any(|connected| connected.device == device);
                     let reason = if replaced { EndReason::Replaced } else { EndReason::Revoked };
@@ -229,6 +247,19 @@ impl ShardState {
         for Connected { device, node, epoch } in connected {
             self.hold(device, node, epoch);
         }
+        // Now that it is known where the new connections are.
+        for (device, epoch, commands) in sends {
+            if let Some(to) = self.node_of(&device, epoch) {
+                let message = DeviceMsg::SendCommands { to, epoch, commands };
+                self.tell(myself, &device, message);
+            }
+        }
+    }
+
+    /// The node that holds the connection. `None`: it has not been announced, and what it is not sent now the announcement
+    /// will show to be missing.
+    fn node_of(&self, device: &DeviceId, epoch: SessionEpoch) -> Option<NodeId> {
+        self.sessions.get(device).filter(|address| address.epoch == epoch).map(|to| to.node)
     }
 
     /// Ends the session of a device if it is older than `live`. Sent from here, because it must not wait for an actor
@@ -250,8 +281,7 @@ impl ShardState {
         epoch: SessionEpoch,
         delivery: Delivery,
     ) {
-        let address = self.sessions.get(device).filter(|address| address.epoch == epoch);
-        if let Some(to) = address.map(|address| address.node) {
+        if let Some(to) = self.node_of(device, epoch) {
             self.tell(myself, device, DeviceMsg::Deliver { to, epoch, delivery });
         }
     }
@@ -271,8 +301,8 @@ impl ShardState {
 
     /// A version that was missing in an announcement may have been on its way; one that is still missing in the next
     /// was lost.
-    fn announced(&mut self, node: NodeId, sessions: Vec<Judged>) {
-        for Judged { device, epoch, missed } in sessions {
+    fn announced(&mut self, myself: &ActorRef<ShardMsg>, node: NodeId, sessions: Vec<Judged>) {
+        for Judged { device, epoch, missed, commands_after } in sessions {
             self.hold(device.clone(), node, epoch);
             let Some(address) = self.sessions.get_mut(&device) else { continue };
             if address.epoch != epoch {
@@ -284,11 +314,14 @@ impl ShardState {
                 debug!(shard = %self.shard, %device, %epoch, "a desired patch was lost: the session is ended");
                 let end = Delivery::End(EndReason::Gap);
                 self.context.outbox.deliver(node, self.shard, &device, epoch, end);
+            } else if let Some(after) = commands_after {
+                let message = DeviceMsg::ResendCommands { to: node, epoch, after };
+                self.tell(myself, &device, message);
             }
         }
     }
 
-    fn led(&mut self, leadership: Leadership) {
+    fn led(&mut self, myself: &ActorRef<ShardMsg>, leadership: Leadership) {
         let was = std::mem::replace(&mut self.leadership, leadership);
         if was.serving && (!leadership.serving || was.term != leadership.term) {
             // What other terms knew of sessions is stale; the actors have nothing of their own to lose.
@@ -299,6 +332,11 @@ impl ShardState {
         }
         if was.serving != leadership.serving {
             info!(shard = %self.shard, term = leadership.term, serving = leadership.serving, "leadership");
+        }
+        if leadership.serving {
+            self.due.set(myself, &self.context, LogTime::default());
+        } else {
+            self.due.stop();
         }
     }
 

@@ -50,14 +50,19 @@ fn epoch_of(change: &DeviceChange) -> Option<SessionEpoch> {
         | DeviceChange::PatchReported { sender: Sender::Session(epoch), .. }
         | DeviceChange::Subscribe { epoch, .. }
         | DeviceChange::Unsubscribe { epoch, .. }
-        | DeviceChange::Disconnect { epoch, .. } => Some(*epoch),
+        | DeviceChange::Disconnect { epoch, .. }
+        | DeviceChange::SettleCommand { epoch, .. } => Some(*epoch),
         DeviceChange::Telemetry { sender: Sender::Request(_), .. }
         | DeviceChange::PatchReported { sender: Sender::Request(_), .. }
         | DeviceChange::Create { .. }
         | DeviceChange::Update { .. }
         | DeviceChange::Delete { .. }
         | DeviceChange::Connect { .. }
-        | DeviceChange::UpdateTwin { .. } => None,
+        | DeviceChange::UpdateTwin { .. }
+        | DeviceChange::SendCommand(_)
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers => None,
     }
 }
 

@@ -14,6 +14,7 @@ mod link;
 pub mod log_record;
 pub mod log_store;
 mod log_tail;
+mod mail;
 mod messages;
 pub mod network;
 pub mod peers;

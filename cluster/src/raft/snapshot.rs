@@ -117,6 +117,7 @@ pub fn table_number(table: Table) -> u8 {
         Table::Twin => 3,
         Table::Stream => 4,
         Table::History => 5,
+        Table::Mailbox => 6,
     }
 }
 

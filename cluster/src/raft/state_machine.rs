@@ -12,7 +12,7 @@ use bytes::Bytes;
 use drover_core::change::{Batch, Change, Effect, Outcome};
 use drover_core::ids::{GroupId, LogTime, Offset};
 use drover_core::meta::{self, Meta};
-use drover_core::shard::{Applied, apply_device, apply_stream, needs_twin};
+use drover_core::shard::{Applied, apply_device, apply_stream};
 use drover_core::stream::Stream;
 use futures::{Stream as AsyncStream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::Response;
 use super::chunk::{self, ChunkBuilder, Origin};
+use super::mail;
 use super::position::Position;
 use super::snapshot::{CHUNK_BYTES, Outgoing, SnapshotData};
 use super::types::{LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -155,20 +156,29 @@ impl StateMachine {
     ) -> Result<(Outcome, Vec<Effect>), Error> {
         let (id, change) = match change {
             Change::Stream(change) => {
-                let Applied { outcome, effects, retain_from, .. } =
+                let Applied { outcome, effects, retain_from, retain_feedback_from, .. } =
                     apply_stream(&mut self.stream, &change);
                 if let Some(before) = retain_from {
                     self.drop_before(before)?;
+                }
+                if let Some(before) = retain_feedback_from {
+                    self.writes.push(mail::drop_feedback(self.group, before));
                 }
                 return Ok((outcome, effects));
             }
             Change::Device(id, change) => (id, change),
         };
-        let loaded = self.records.load(&id, needs_twin(&change))?;
+        let loaded = self.records.load(&id, &change)?;
+        let feedback_from = self.stream.feedback.next;
         let origin = loaded.records.device.as_ref().map(|device| Origin::new(device, &change));
         let applied = apply_device(&mut loaded.records, &mut self.stream, &id, &change, at);
         loaded.device_changed |= applied.device_touched;
         loaded.twin_changed |= applied.twin_touched;
+        if let Some(mailbox) = applied.mailbox {
+            let commands = loaded.records.commands.as_ref();
+            mail::write(self.group, &id, commands, mailbox, &mut self.writes);
+        }
+        mail::write_feedback(self.group, feedback_from, &applied.feedback, &mut self.writes);
         if let (Some(origin), false) = (origin, applied.appended.is_empty()) {
             chunk.add(&id, origin, applied.appended);
         }

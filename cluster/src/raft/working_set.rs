@@ -7,14 +7,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::sync::Arc;
 
+use drover_core::change::DeviceChange;
 use drover_core::ids::{DeviceId, GroupId};
-use drover_core::shard::Records;
+use drover_core::mailbox::Commands;
+use drover_core::shard::{Records, needs_commands, needs_twin};
 
-use crate::storage::{Error, Storage, Table, Write, keys, state};
+use crate::storage::{Error, Storage, Table, Write, keys, mailbox, state};
 use crate::wire::record;
 
 /// How much the cache of one group keeps, in bytes of encoded records. An active device needs about 200.
 const CACHE_BYTES_MAX: usize = 512 * 1024;
+
+/// About what a command without its body holds in memory.
+const COMMAND_BYTES: usize = 320;
 
 #[derive(Debug)]
 pub(super) struct WorkingSet {
@@ -40,8 +45,12 @@ impl WorkingSet {
         Self { storage, group, touched: BTreeMap::new(), cache: Cache::default() }
     }
 
-    /// The records of a device, the twin too if it is needed.
-    pub(super) fn load(&mut self, id: &DeviceId, twin: bool) -> Result<&mut Loaded, Error> {
+    /// The records of a device, as far as the change needs them.
+    pub(super) fn load(
+        &mut self,
+        id: &DeviceId,
+        change: &DeviceChange,
+    ) -> Result<&mut Loaded, Error> {
         if !self.touched.contains_key(id) {
             let loaded = match self.cache.take(id) {
                 Some(loaded) => loaded,
@@ -50,16 +59,25 @@ impl WorkingSet {
             self.touched.insert(id.clone(), loaded);
         }
         let loaded = self.touched.get_mut(id).expect("it was there or has just been put there");
-        if twin && !loaded.has_twin {
+        if needs_twin(change) && !loaded.has_twin {
             loaded.records.twin = state::twin(&*self.storage, self.group, id)?;
             loaded.has_twin = true;
+        }
+        let records = &mut loaded.records;
+        if records.commands.is_none() && needs_commands(records.device.as_ref(), change) {
+            let has_commands =
+                records.device.as_ref().is_some_and(|device| device.mailbox.has_commands());
+            records.commands = Some(match has_commands {
+                true => mailbox::commands(&*self.storage, self.group, id)?,
+                false => Commands::new(),
+            });
         }
         Ok(loaded)
     }
 
     fn read_device(&self, id: &DeviceId) -> Result<Loaded, Error> {
         let device = state::device(&*self.storage, self.group, id)?;
-        Ok(Loaded { records: Records { device, twin: None }, ..Loaded::default() })
+        Ok(Loaded { records: Records { device, ..Records::default() }, ..Loaded::default() })
     }
 
     /// Adds the writes of all records that were changed.
@@ -124,7 +142,8 @@ impl Cache {
 
 /// About what an entry holds in memory: its records, and what any entry costs.
 fn weight(id: &DeviceId, loaded: &Loaded) -> usize {
-    loaded.bytes + id.as_str().len() + 128
+    let commands = loaded.records.commands.as_ref().map_or(0, Commands::len);
+    loaded.bytes + commands * COMMAND_BYTES + id.as_str().len() + 128
 }
 
 #[cfg(test)]

@@ -9,13 +9,17 @@
 //! | `Twin` | device id | `record.v1.Twin` |
 //! | `Stream` | first offset of the chunk | `record.v1.Chunk` |
 //! | `History` | device id, `0x00`, time, first offset of the run | `record.v1.HistoryRun` |
+//! | `Mailbox` | `0x00`, time, device id | empty: the mailbox is due then |
+//! | `Mailbox` | `0x01`, offset | `record.v1.Feedback` |
+//! | `Mailbox` | `0x02`, device id, `0x00`, `0x00`, sequence | `record.v1.Command` |
+//! | `Mailbox` | `0x02`, device id, `0x00`, `0x01`, sequence | `record.v1.Message`: the body of a command that waits |
 //!
 //! Numbers are big-endian, so that keys sort as the numbers do. No device id contains a zero byte, so the keys of a
 //! device never mix with those of one whose id begins with its own.
 
 use std::ops::Range;
 
-use drover_core::ids::{DeviceId, GroupId, LogTime, Offset};
+use drover_core::ids::{CommandSequence, DeviceId, GroupId, LogTime, Offset};
 
 /// Where every key of a group begins.
 pub fn prefix(group: GroupId) -> [u8; 4] {
@@ -87,6 +91,57 @@ pub fn history_place(key: &[u8]) -> Option<(LogTime, Offset)> {
     Some((LogTime::new(u64::from_be_bytes(*at)), Offset::new(u64::from_be_bytes(*offset))))
 }
 
+/// That the mailbox of a device is due.
+pub fn due(group: GroupId, at: LogTime, device: &DeviceId) -> Vec<u8> {
+    with(group, &[&[0], &at.get().to_be_bytes(), device.as_str().as_bytes()])
+}
+
+/// All that are due, at whatever time.
+pub fn all_due(group: GroupId) -> Range<Vec<u8>> {
+    with(group, &[&[0]])..with(group, &[&[1]])
+}
+
+/// When which mailbox is due, from the key.
+pub fn due_place(key: &[u8]) -> Option<(LogTime, DeviceId)> {
+    let (at, device) = key.get(5..)?.split_first_chunk::<8>()?;
+    let device = std::str::from_utf8(device).ok()?.parse().ok()?;
+    Some((LogTime::new(u64::from_be_bytes(*at)), device))
+}
+
+pub fn feedback(group: GroupId, offset: Offset) -> Vec<u8> {
+    with(group, &[&[1], &offset.get().to_be_bytes()])
+}
+
+/// The keys of all feedback from an offset on.
+pub fn feedback_from(group: GroupId, offset: Offset) -> Range<Vec<u8>> {
+    feedback(group, offset)..with(group, &[&[2]])
+}
+
+/// The offset of a feedback record, from its key.
+pub fn feedback_offset(key: &[u8]) -> Option<Offset> {
+    let bytes: [u8; 8] = key.get(5..)?.try_into().ok()?;
+    Some(Offset::new(u64::from_be_bytes(bytes)))
+}
+
+pub fn command(group: GroupId, device: &DeviceId, sequence: CommandSequence) -> Vec<u8> {
+    of_mailbox(group, device, 0, sequence)
+}
+
+pub fn command_body(group: GroupId, device: &DeviceId, sequence: CommandSequence) -> Vec<u8> {
+    of_mailbox(group, device, 1, sequence)
+}
+
+/// The keys of a device's commands after one of them, without their bodies.
+pub fn commands_after(group: GroupId, device: &DeviceId, after: CommandSequence) -> Range<Vec<u8>> {
+    let bodies = with(group, &[&[2], device.as_str().as_bytes(), &[0, 1]]);
+    command(group, device, after.next())..bodies
+}
+
+fn of_mailbox(group: GroupId, device: &DeviceId, kind: u8, sequence: CommandSequence) -> Vec<u8> {
+    let sequence = sequence.get().to_be_bytes();
+    with(group, &[&[2], device.as_str().as_bytes(), &[0, kind], &sequence])
+}
+
 fn with(group: GroupId, parts: &[&[u8]]) -> Vec<u8> {
     let length = parts.iter().map(|part| part.len()).sum::<usize>();
     let mut key = Vec::with_capacity(4 + length);
@@ -145,5 +200,27 @@ mod tests {
         assert_eq!(history_place(&history(group, "d", at, first)), Some((at, first)));
         assert_eq!(chunk_first(&chunk(group, first)), Some(first));
         assert_eq!(chunk_first(b"short"), None);
+    }
+
+    #[test]
+    fn the_commands_of_a_device_stand_together_in_order_and_apart_from_their_bodies() {
+        let group = shard(1);
+        let [first, second] = [1, 2].map(CommandSequence::new);
+        let range = commands_after(group, &id("pump"), first);
+        assert!(range.contains(&command(group, &id("pump"), second)));
+        assert!(!range.contains(&command(group, &id("pump"), first)));
+        assert!(!range.contains(&command_body(group, &id("pump"), second)));
+        assert!(!range.contains(&command(group, &id("pump-2"), second)));
+    }
+
+    #[test]
+    fn what_is_due_first_stands_first() {
+        let group = shard(1);
+        let [early, late] = [255, 256].map(LogTime::new);
+        assert!(due(group, early, &id("z")) < due(group, late, &id("a")));
+        assert_eq!(due_place(&due(group, late, &id("a"))), Some((late, id("a"))));
+        assert!(all_due(group).contains(&due(group, LogTime::new(u64::MAX), &id("zz"))));
+        assert!(!all_due(group).contains(&feedback(group, Offset::new(0))));
+        assert_eq!(feedback_offset(&feedback(group, Offset::new(7))), Some(Offset::new(7)));
     }
 }

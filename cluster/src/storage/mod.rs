@@ -21,6 +21,7 @@ mod failure;
 mod fence;
 mod import;
 pub mod keys;
+pub mod mailbox;
 pub mod simulated;
 pub mod state;
 pub mod stream;
@@ -53,14 +54,23 @@ pub enum Table {
     Stream,
     /// Where a device's messages are, by device, time and offset.
     History,
+    /// Commands and their bodies by device, when mailboxes are due, feedback by offset.
+    Mailbox,
 }
 
 impl Table {
-    pub const ALL: [Self; 6] =
-        [Self::Log, Self::Group, Self::Device, Self::Twin, Self::Stream, Self::History];
+    pub const ALL: [Self; 7] = [
+        Self::Log,
+        Self::Group,
+        Self::Device,
+        Self::Twin,
+        Self::Stream,
+        Self::History,
+        Self::Mailbox,
+    ];
     /// What a snapshot of a group consists of.
-    pub const APPLIED: [Self; 5] =
-        [Self::Group, Self::Device, Self::Twin, Self::Stream, Self::History];
+    pub const APPLIED: [Self; 6] =
+        [Self::Group, Self::Device, Self::Twin, Self::Stream, Self::History, Self::Mailbox];
 }
 
 /// Writes that become visible together.

@@ -34,7 +34,7 @@ const OPEN_FILES_MAX: i32 = 512;
 /// What a start replays at the most. Beyond it the oldest memtables are flushed so that old logs can go.
 const WAL_BYTES_MAX: u64 = 256 << 20;
 const MEMTABLE_BYTES_MAX: usize = 16 << 20;
-/// What a memtable takes at its first record: six tables, mostly idle.
+/// What a memtable takes at its first record: seven tables, mostly idle.
 const ARENA_BYTES: usize = 256 << 10;
 /// RocksDB's own log of what it did.
 const INFO_LOG_BYTES_MAX: usize = 8 << 20;
@@ -132,5 +132,6 @@ pub(super) fn name(table: Table) -> &'static str {
         Table::Twin => "twin",
         Table::Stream => "stream",
         Table::History => "history",
+        Table::Mailbox => "mailbox",
     }
 }

@@ -1,7 +1,8 @@
 //! Deliveries to sessions on other nodes, and what nodes tell the leaders about their sessions.
 
-use drover_core::delivery::{Delivery, EndReason};
-use drover_core::ids::{DeviceId, SessionEpoch, Version};
+use drover_core::change::Message;
+use drover_core::delivery::{Delivery, EndReason, SentCommand};
+use drover_core::ids::{DeliveryNumber, DeviceId, SessionEpoch, Version};
 use drover_proto::cluster as proto;
 use proto::deliver::Body;
 use proto::end::Reason;
@@ -15,6 +16,8 @@ pub struct HeldSession {
     pub epoch: SessionEpoch,
     /// The newest desired version that the device was sent, or has read, over this connection.
     pub desired: Option<Version>,
+    /// The newest delivery from the mailbox that has come for this connection.
+    pub commands: DeliveryNumber,
 }
 
 pub fn encode_delivery(
@@ -36,6 +39,12 @@ pub fn encode_delivery(
             version: version.get(),
             patch: record::object_to_bytes(patch),
         }),
+        Delivery::Command(sent) => Body::Command(proto::DeliverCommand {
+            number: sent.number.get(),
+            follows: sent.follows.get(),
+            command: record::command_to_bytes(&sent.command),
+            message: sent.message.0.clone(),
+        }),
     };
     proto::Deliver { device: device.as_str().to_owned(), epoch: epoch.get(), body: Some(body) }
 }
@@ -53,6 +62,12 @@ pub fn decode_delivery(deliver: proto::Deliver) -> Option<(DeviceId, SessionEpoc
             version: Version::new(desired.version),
             patch: record::object_from_bytes(desired.patch).ok()?,
         },
+        Body::Command(sent) => Delivery::Command(Box::new(SentCommand {
+            number: DeliveryNumber::new(sent.number),
+            follows: DeliveryNumber::new(sent.follows),
+            command: record::command_from_bytes(sent.command).ok()?,
+            message: Message(sent.message),
+        })),
     };
     Some((deliver.device.parse().ok()?, SessionEpoch::new(deliver.epoch), delivery))
 }
@@ -78,6 +93,7 @@ fn of_session(session: &HeldSession) -> proto::AnnouncedSession {
         device: session.device.as_str().to_owned(),
         epoch: session.epoch.get(),
         desired_sent: session.desired.map(Version::get),
+        commands_sent: session.commands.get(),
     }
 }
 
@@ -86,6 +102,7 @@ fn session(session: proto::AnnouncedSession) -> Option<HeldSession> {
         device: session.device.parse().ok()?,
         epoch: SessionEpoch::new(session.epoch),
         desired: session.desired_sent.map(Version::new),
+        commands: DeliveryNumber::new(session.commands_sent),
     })
 }
 
@@ -116,6 +133,7 @@ mod tests {
             device: "pump-7".parse().expect("a legal id"),
             epoch: SessionEpoch::new(4),
             desired,
+            commands: DeliveryNumber::new(7),
         };
         let sessions = vec![session(None), session(Some(Version::new(2)))];
         assert_eq!(decode_announce(encode_announce(&sessions)), sessions);

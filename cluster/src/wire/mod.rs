@@ -4,6 +4,7 @@ pub mod batch;
 pub mod delivery;
 pub mod events;
 pub mod json;
+mod mail;
 pub mod message;
 pub mod problem;
 pub mod record;

@@ -4,9 +4,11 @@
 //! to be unknown, which is always true.
 
 use drover_core::change::Refusal;
-use drover_core::ids::{DeviceId, Etag, NodeId, Offset, SessionEpoch, Version};
+use drover_core::ids::{DeviceId, Etag, LogTime, NodeId, Offset, SessionEpoch, Version};
 use drover_core::meta::MetaRefusal;
 use drover_proto::cluster as proto;
+
+use super::record;
 
 /// Why a request was not carried out at the node that was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +118,28 @@ fn of_refusal(refusal: Refusal) -> proto::Problem {
         Refusal::TooManyConsumerGroups { limit } => {
             proto::Problem { number: Some(limit as u64), ..of("too_many_consumer_groups") }
         }
+        Refusal::MailboxFull { limit } => {
+            proto::Problem { number: Some(limit.into()), ..of("mailbox_full") }
+        }
+        Refusal::MailboxTooLarge { limit_bytes } => {
+            proto::Problem { number: Some(limit_bytes), ..of("mailbox_too_large") }
+        }
+        Refusal::CommandTooLarge { bytes, limit_bytes } => proto::Problem {
+            number: Some(bytes),
+            other: Some(limit_bytes),
+            ..of("command_too_large")
+        },
+        Refusal::CommandExpired => of("command_expired"),
+        Refusal::CommandExpiryTooFar { limit } => {
+            proto::Problem { number: Some(limit.get()), ..of("command_expiry_too_far") }
+        }
+        Refusal::CommandNotFound { command } => {
+            proto::Problem { name: command, ..of("command_not_found") }
+        }
+        Refusal::CommandEnded { ending } => {
+            proto::Problem { number: Some(record::ending_number(ending)), ..of("command_ended") }
+        }
+        Refusal::CommandNotLocked => of("command_not_locked"),
     }
 }
 
@@ -190,6 +214,20 @@ fn refusal(problem: &proto::Problem) -> Option<Refusal> {
         "too_many_consumer_groups" => {
             Refusal::TooManyConsumerGroups { limit: usize::try_from(problem.number?).ok()? }
         }
+        "mailbox_full" => Refusal::MailboxFull { limit: problem.number?.try_into().ok()? },
+        "mailbox_too_large" => Refusal::MailboxTooLarge { limit_bytes: problem.number? },
+        "command_too_large" => {
+            Refusal::CommandTooLarge { bytes: problem.number?, limit_bytes: problem.other? }
+        }
+        "command_expired" => Refusal::CommandExpired,
+        "command_expiry_too_far" => {
+            Refusal::CommandExpiryTooFar { limit: LogTime::new(problem.number?) }
+        }
+        "command_not_found" => Refusal::CommandNotFound { command: problem.name.clone() },
+        "command_ended" => {
+            Refusal::CommandEnded { ending: record::ending_from_number(problem.number?)? }
+        }
+        "command_not_locked" => Refusal::CommandNotLocked,
         _ => return None,
     })
 }
@@ -214,6 +252,8 @@ fn meta_refusal(problem: &proto::Problem) -> Option<MetaRefusal> {
 
 #[cfg(test)]
 mod tests {
+    use drover_core::mailbox::Ending;
+
     use super::*;
 
     #[test]
@@ -237,6 +277,14 @@ mod tests {
                 end: Offset::new(0),
             }),
             Failure::Refused(Refusal::TooManyConsumerGroups { limit: 20 }),
+            Failure::Refused(Refusal::MailboxFull { limit: 50 }),
+            Failure::Refused(Refusal::MailboxTooLarge { limit_bytes: 9 }),
+            Failure::Refused(Refusal::CommandTooLarge { bytes: 9, limit_bytes: 8 }),
+            Failure::Refused(Refusal::CommandExpired),
+            Failure::Refused(Refusal::CommandExpiryTooFar { limit: LogTime::new(5) }),
+            Failure::Refused(Refusal::CommandNotFound { command: "c".into() }),
+            Failure::Refused(Refusal::CommandEnded { ending: Ending::DeliveryCountExceeded }),
+            Failure::Refused(Refusal::CommandNotLocked),
             Failure::RefusedByMeta(MetaRefusal::AlreadyInitialized { cluster_id: "c".into() }),
             Failure::RefusedByMeta(MetaRefusal::NotInitialized),
             Failure::RefusedByMeta(MetaRefusal::VersionMismatch { expected: 1, current: 2 }),

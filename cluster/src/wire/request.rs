@@ -3,9 +3,13 @@
 //! A change is encoded where it enters, and travels, waits and is logged as those bytes. Everything else is small.
 
 use bytes::Bytes;
-use drover_core::change::{Change, Done};
+use drover_core::change::{Change, Done, Message};
 use drover_core::device::{Channel, Device, Qos, Subscriptions};
-use drover_core::ids::{DeviceId, GroupId, LogTime, NodeId, Offset, SessionEpoch, Version};
+use drover_core::feedback::FeedbackPage;
+use drover_core::ids::{
+    CommandSequence, DeviceId, GroupId, LogTime, NodeId, Offset, SessionEpoch, Version,
+};
+use drover_core::mailbox::Command;
 use drover_core::message::StreamPage;
 use drover_core::meta::{Meta, MetaEntry};
 use drover_core::shard::Stream;
@@ -16,7 +20,7 @@ use proto::request::Kind as Asked;
 use proto::response::Kind as Answered;
 
 pub use super::problem::Failure;
-use super::{events, record};
+use super::{events, mail, record};
 
 /// What is asked of the leader of a group; `NodeSummary` of any node.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +52,18 @@ pub enum Request {
         limit: u32,
     },
     StreamState,
+    /// A device's commands in order, those that have ended included.
+    Commands {
+        device: DeviceId,
+        after: CommandSequence,
+        limit: u32,
+        with_bodies: bool,
+    },
+    Feedback {
+        from: Offset,
+        limit: u32,
+        wait_ms: u32,
+    },
     NodeSummary,
 }
 
@@ -61,6 +77,8 @@ pub enum Answer {
     Page(StreamPage),
     Offset(Offset),
     Stream(StreamSummary),
+    Commands { commands: Vec<(Command, Option<Message>)>, more: bool },
+    Feedback(FeedbackPage),
     Node(NodeSummary),
     Meta(Box<Meta>),
 }
@@ -74,12 +92,23 @@ pub struct StreamSummary {
     pub next: Offset,
     pub cursors: Vec<(String, Offset)>,
     pub device_count: u64,
+    pub first_feedback: Offset,
+    pub next_feedback: Offset,
+    pub feedback_cursors: Vec<(String, Offset)>,
 }
 
 impl From<Stream> for StreamSummary {
     fn from(stream: Stream) -> Self {
-        let Stream { first, next, cursors, device_count, .. } = stream;
-        Self { first, next, cursors: cursors.into_iter().collect(), device_count }
+        let Stream { first, next, cursors, device_count, feedback, .. } = stream;
+        Self {
+            first,
+            next,
+            cursors: cursors.into_iter().collect(),
+            device_count,
+            first_feedback: feedback.first,
+            next_feedback: feedback.next,
+            feedback_cursors: feedback.cursors.into_iter().collect(),
+        }
     }
 }
 
@@ -166,6 +195,19 @@ pub fn encode_request(request: &Request) -> Bytes {
             })
         }
         Request::StreamState => Asked::ReadStreamState(proto::ReadStreamState {}),
+        Request::Commands { device, after, limit, with_bodies } => {
+            Asked::ReadCommands(proto::ReadCommands {
+                device: text(device),
+                after: after.get(),
+                limit: *limit,
+                with_bodies: *with_bodies,
+            })
+        }
+        Request::Feedback { from, limit, wait_ms } => Asked::ReadFeedback(proto::ReadFeedback {
+            from: from.get(),
+            limit: *limit,
+            wait_ms: *wait_ms,
+        }),
         Request::NodeSummary => Asked::ReadNodeStatus(proto::ReadNodeStatus {}),
     };
     proto::Request { kind: Some(kind) }.encode_to_vec().into()
@@ -199,6 +241,17 @@ pub fn decode_request(encoded: Bytes) -> Result<Request, Unreadable> {
             limit: read.limit,
         },
         Asked::ReadStreamState(_) => Request::StreamState,
+        Asked::ReadCommands(read) => Request::Commands {
+            device: device(read.device)?,
+            after: CommandSequence::new(read.after),
+            limit: read.limit,
+            with_bodies: read.with_bodies,
+        },
+        Asked::ReadFeedback(read) => Request::Feedback {
+            from: Offset::new(read.from),
+            limit: read.limit,
+            wait_ms: read.wait_ms,
+        },
         Asked::ReadNodeStatus(_) => Request::NodeSummary,
     })
 }
@@ -220,6 +273,11 @@ pub fn encode_response(response: Response) -> Bytes {
         }),
         Ok(Answer::Offset(offset)) => Answered::Offset(offset.get()),
         Ok(Answer::Stream(stream)) => Answered::Stream(of_stream(stream)),
+        Ok(Answer::Commands { commands, more }) => Answered::Commands(proto::CommandList {
+            commands: commands.into_iter().map(mail::of_command).collect(),
+            more,
+        }),
+        Ok(Answer::Feedback(page)) => Answered::Feedback(mail::of_feedback(page)),
         Ok(Answer::Node(node)) => Answered::Node(of_node(node)),
         Ok(Answer::Meta(meta)) => Answered::Meta(record::meta_to_bytes(&meta)),
         Err(failure) => Answered::Problem(failure.into()),
@@ -260,6 +318,11 @@ fn answer(kind: Answered) -> Option<Response> {
         }),
         Answered::Offset(offset) => Answer::Offset(Offset::new(offset)),
         Answered::Stream(stream) => Answer::Stream(stream_summary(stream)),
+        Answered::Commands(list) => Answer::Commands {
+            commands: list.commands.into_iter().map(mail::command).collect::<Option<_>>()?,
+            more: list.more,
+        },
+        Answered::Feedback(page) => Answer::Feedback(mail::feedback_page(page)?),
         Answered::Node(node) => Answer::Node(node_summary(node)?),
         Answered::Meta(meta) => Answer::Meta(Box::new(record::meta_from_bytes(meta).ok()?)),
         done @ (Answered::Deleted(_)
@@ -269,7 +332,12 @@ fn answer(kind: Answered) -> Option<Response> {
         | Answered::Appended(_)
         | Answered::Reported(_)
         | Answered::Cursor(_)
-        | Answered::Retained(_)) => Answer::Done(self::done(done)?),
+        | Answered::Retained(_)
+        | Answered::Queued(_)
+        | Answered::Settled(_)
+        | Answered::Cancelled(_)
+        | Answered::Purged(_)
+        | Answered::TimersRun(_)) => Answer::Done(self::done(done)?),
     }))
 }
 
@@ -295,6 +363,15 @@ fn of_done(done: Done) -> Answered {
         Done::Twin(twin) => Answered::Twin(record::twin_to_bytes(&twin)),
         Done::Cursor { next } => Answered::Cursor(next.get()),
         Done::Retained { first } => Answered::Retained(first.get()),
+        Done::Queued { command, repeated, superseded } => Answered::Queued(proto::QueuedCommand {
+            command: record::command_to_bytes(&command),
+            repeated,
+            superseded,
+        }),
+        Done::Settled => Answered::Settled(true),
+        Done::Cancelled(command) => Answered::Cancelled(record::command_to_bytes(&command)),
+        Done::Purged { count, sent } => Answered::Purged(proto::PurgedCommands { count, sent }),
+        Done::TimersRun => Answered::TimersRun(true),
     }
 }
 
@@ -314,6 +391,17 @@ fn done(kind: Answered) -> Option<Done> {
         Answered::Reported(version) => Done::Reported { version: Version::new(version) },
         Answered::Cursor(next) => Done::Cursor { next: Offset::new(next) },
         Answered::Retained(first) => Done::Retained { first: Offset::new(first) },
+        Answered::Queued(queued) => Done::Queued {
+            command: Box::new(record::command_from_bytes(queued.command).ok()?),
+            repeated: queued.repeated,
+            superseded: queued.superseded,
+        },
+        Answered::Settled(_) => Done::Settled,
+        Answered::Cancelled(command) => {
+            Done::Cancelled(Box::new(record::command_from_bytes(command).ok()?))
+        }
+        Answered::Purged(purged) => Done::Purged { count: purged.count, sent: purged.sent },
+        Answered::TimersRun(_) => Done::TimersRun,
         Answered::Device(_)
         | Answered::Twin(_)
         | Answered::NoDevice(_)
@@ -323,6 +411,8 @@ fn done(kind: Answered) -> Option<Done> {
         | Answered::Stream(_)
         | Answered::Node(_)
         | Answered::Meta(_)
+        | Answered::Commands(_)
+        | Answered::Feedback(_)
         | Answered::Problem(_) => return None,
     })
 }
@@ -339,6 +429,8 @@ impl Answer {
             | Self::Page(_)
             | Self::Offset(_)
             | Self::Stream(_)
+            | Self::Commands { .. }
+            | Self::Feedback(_)
             | Self::Node(_)
             | Self::Meta(_) => None,
         }
@@ -383,6 +475,9 @@ fn of_stream(stream: StreamSummary) -> proto::StreamSummary {
         next: stream.next.get(),
         cursors: stream.cursors.into_iter().map(cursor).collect(),
         device_count: stream.device_count,
+        first_feedback: stream.first_feedback.get(),
+        next_feedback: stream.next_feedback.get(),
+        feedback_cursors: stream.feedback_cursors.into_iter().map(cursor).collect(),
     }
 }
 
@@ -393,6 +488,9 @@ fn stream_summary(stream: proto::StreamSummary) -> StreamSummary {
         next: Offset::new(stream.next),
         cursors: stream.cursors.into_iter().map(cursor).collect(),
         device_count: stream.device_count,
+        first_feedback: Offset::new(stream.first_feedback),
+        next_feedback: Offset::new(stream.next_feedback),
+        feedback_cursors: stream.feedback_cursors.into_iter().map(cursor).collect(),
     }
 }
 
@@ -475,6 +573,13 @@ mod tests {
                 limit: 9,
             },
             Request::StreamState,
+            Request::Commands {
+                device: "pump-8".parse().expect("a legal id"),
+                after: CommandSequence::new(4),
+                limit: 5,
+                with_bodies: true,
+            },
+            Request::Feedback { from: Offset::new(1), limit: 2, wait_ms: 3 },
             Request::NodeSummary,
         ];
         for request in requests {
@@ -501,6 +606,9 @@ mod tests {
             Done::Reported { version: Version::new(5) },
             Done::Cursor { next: Offset::new(8) },
             Done::Retained { first: Offset::new(9) },
+            Done::Settled,
+            Done::Purged { count: 4, sent: 1 },
+            Done::TimersRun,
         ];
         for done in answers {
             let response = decode_response(encode_response(Ok(Answer::Done(done.clone()))));

@@ -1,12 +1,16 @@
 //! Generators of core values, for the round trips of this layer.
 
+mod mail;
+
 use drover_core::change::{Batch, Change, Condition, DeviceChange, DeviceSpec, Message};
 use drover_core::change::{Sender, StreamChange, TwinUpdate};
 use drover_core::device::{
     Authentication, Channel, Device, Key, Presence, Qos, Status, Subscriptions,
 };
 use drover_core::document::{Object, Value};
-use drover_core::ids::{DeviceId, Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use drover_core::ids::{
+    DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version,
+};
 use drover_core::stream::Stream;
 use drover_core::twin::{Metadata, Section, Twin};
 use proptest::prelude::*;
@@ -26,6 +30,12 @@ pub(crate) fn object() -> impl Strategy<Value = Object> {
         ]
     });
     prop::collection::btree_map(".{0,4}", value, 0..4)
+}
+
+pub(crate) use mail::{command, feedback};
+
+fn node() -> impl Strategy<Value = Option<NodeId>> {
+    prop::option::of(any::<u64>().prop_map(NodeId::from_u64))
 }
 
 fn device_id() -> impl Strategy<Value = DeviceId> {
@@ -113,9 +123,8 @@ fn update() -> impl Strategy<Value = DeviceChange> {
 fn session_change() -> impl Strategy<Value = DeviceChange> {
     let epoch = || any::<u64>().prop_map(SessionEpoch::new);
     prop_oneof![
-        (any::<u64>(), any::<bool>()).prop_map(|(etag, clean_session)| DeviceChange::Connect {
-            credentials: Etag::new(etag),
-            clean_session,
+        (any::<u64>(), any::<bool>(), node()).prop_map(|(etag, clean_session, node)| {
+            DeviceChange::Connect { credentials: Etag::new(etag), clean_session, node }
         }),
         (epoch(), subscriptions())
             .prop_map(|(epoch, subscriptions)| DeviceChange::Subscribe { epoch, subscriptions }),
@@ -158,12 +167,25 @@ fn stream_change() -> impl Strategy<Value = StreamChange> {
             before,
             bytes
         }),
+        (".{0,4}", offset())
+            .prop_map(|(group, next)| StreamChange::CommitFeedbackCursor { group, next }),
+        (".{0,4}", offset())
+            .prop_map(|(group, next)| StreamChange::SeekFeedbackCursor { group, next }),
+        ".{0,4}".prop_map(|group| StreamChange::DeleteFeedbackCursor { group }),
+        offset().prop_map(|before| StreamChange::RetainFeedback { before }),
     ]
 }
 
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     let delete = condition().prop_map(|if_match| DeviceChange::Delete { if_match });
-    let of_device = prop_oneof![create(), update(), delete, session_change(), twin_change()];
+    let of_device = prop_oneof![
+        create(),
+        update(),
+        delete,
+        session_change(),
+        twin_change(),
+        mail::mail_change(),
+    ];
     prop_oneof![
         4 => (device_id(), of_device).prop_map(|(device, change)| Change::Device(device, change)),
         1 => stream_change().prop_map(Change::Stream),
@@ -177,16 +199,20 @@ pub(crate) fn batch() -> impl Strategy<Value = Batch> {
 
 pub(crate) fn device() -> impl Strategy<Value = Device> {
     let time = || prop::option::of(any::<u64>().prop_map(LogTime::new));
-    let presence = (any::<u64>(), time(), time(), subscriptions()).prop_map(
-        |(epoch, connected_since, changed, subscriptions)| Presence {
+    let presence = (any::<u64>(), time(), time(), node(), subscriptions()).prop_map(
+        |(epoch, connected_since, changed, node, subscriptions)| Presence {
             epoch: SessionEpoch::new(epoch),
             connected_since,
             changed,
+            node,
             subscriptions,
         },
     );
-    (device_id(), any::<[u64; 3]>(), status(), text(), authentication(), presence).prop_map(
-        |(id, [generation, etag, at], status, status_reason, authentication, presence)| Device {
+    let parts = (any::<[u64; 3]>(), status(), text(), authentication(), presence, mail::head());
+    (device_id(), parts).prop_map(|(id, parts)| {
+        let ([generation, etag, at], status, status_reason, authentication, presence, mailbox) =
+            parts;
+        Device {
             id,
             generation: GenerationId::new(generation),
             etag: Etag::new(etag),
@@ -195,8 +221,9 @@ pub(crate) fn device() -> impl Strategy<Value = Device> {
             status_updated: LogTime::new(at),
             authentication,
             presence,
-        },
-    )
+            mailbox,
+        }
+    })
 }
 
 fn metadata() -> impl Strategy<Value = Metadata> {
@@ -234,16 +261,19 @@ pub(crate) fn twin() -> impl Strategy<Value = Twin> {
 
 pub(crate) fn stream() -> impl Strategy<Value = Stream> {
     let cursors = prop::collection::btree_map(".{0,4}", any::<u64>().prop_map(Offset::new), 0..4);
-    (any::<[u64; 7]>(), cursors).prop_map(
-        |([first, next, bytes, at, device_count, disabled_count, retired], cursors)| Stream {
-            first: Offset::new(first),
-            next: Offset::new(next),
-            bytes,
-            cursors,
-            at: LogTime::new(at),
-            device_count,
-            disabled_count,
-            retired,
+    (any::<[u64; 7]>(), cursors, mail::feedback_log()).prop_map(
+        |([first, next, bytes, at, device_count, disabled_count, retired], cursors, feedback)| {
+            Stream {
+                first: Offset::new(first),
+                next: Offset::new(next),
+                bytes,
+                cursors,
+                at: LogTime::new(at),
+                device_count,
+                disabled_count,
+                retired,
+                feedback,
+            }
         },
     )
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use drover_core::device::Key;
 use drover_proto::admin::cluster_client::ClusterClient;
+use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::twins_client::TwinsClient;
@@ -127,6 +128,12 @@ impl Client {
     pub(crate) fn messages(&self) -> MessagesClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         MessagesClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn commands(&self) -> CommandsClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        CommandsClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

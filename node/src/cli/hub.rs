@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::HubArguments;
 use super::output::Output;
-use super::{Failure, cluster, cursors, devices, messages, policies, twins};
+use super::{Failure, cluster, commands, cursors, devices, messages, policies, twins};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -16,6 +16,8 @@ pub(super) enum Command {
     Twins(With<twins::Command>),
     /// Telemetry: live, from the streams, one device's history.
     Messages(With<messages::Command>),
+    /// Commands: send them to devices' mailboxes, see what became of them.
+    Commands(With<commands::Command>),
     /// How far consumer groups have read.
     Cursors(With<cursors::Command>),
     /// Make a cluster of nodes, see how it is.
@@ -56,6 +58,10 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Messages(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());
             messages::call(command, &connection, out).await
+        }
+        Command::Commands(With { connection, command }) => {
+            let out = &mut Output::new(&mut stdout, connection.form());
+            commands::call(command, &connection, out).await
         }
         Command::Cursors(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());

@@ -21,7 +21,7 @@ pub(crate) fn object_argument(argument: &str) -> Result<Struct, Failure> {
     }
 }
 
-fn text_argument(argument: &str) -> Result<String, Failure> {
+pub(crate) fn text_argument(argument: &str) -> Result<String, Failure> {
     match argument {
         "-" => super::files::read_text("-"),
         _ => match argument.strip_prefix('@') {

@@ -214,7 +214,7 @@ impl ShardReader {
     }
 }
 
-async fn shards(client: &Client) -> Result<Vec<u32>, Failure> {
+pub(super) async fn shards(client: &Client) -> Result<Vec<u32>, Failure> {
     let request = client.request(GetStatusRequest {});
     let status = client.cluster().get_status(request).await?.into_inner();
     Ok(status.shards.iter().filter_map(|shard| shard.shard).collect())
@@ -291,7 +291,7 @@ fn line(message: &Message) -> String {
     line.trim_end().to_owned()
 }
 
-fn pair(property: &Property) -> String {
+pub(super) fn pair(property: &Property) -> String {
     match &property.value {
         Some(value) => format!("{}={value}", property.key),
         None => property.key.clone(),

@@ -6,6 +6,7 @@
 mod bulk;
 mod client;
 mod cluster;
+mod commands;
 mod config;
 mod cursors;
 mod dev;
@@ -106,6 +107,13 @@ mod tests {
             "drover messages tail --device pump*",
             "drover messages read --group billing --commit --follow",
             "drover messages history pump --from 10m",
+            "drover commands send pump {} --key rate --ack full --ttl 2h --property a=b",
+            "drover commands send pump @file --at 2026-11-22T10:00:00Z --message-id 7",
+            "drover commands list pump --bodies",
+            "drover commands cancel pump 7",
+            "drover commands purge pump",
+            "drover commands history pump 7",
+            "drover commands feedback --group billing --commit --follow",
             "drover cursors seek billing --shard 3 --next-offset 0",
             "drover cluster init --member 1=a:1,b:2 --token-file t",
             "drover cluster status --shards",

@@ -95,6 +95,35 @@ pub const KEYS: &[(&str, &str)] = &[
         "limits.grpc_message",
         "largest gRPC request; a bulk of 100 devices with twins at their limit fits",
     ),
+    ("commands.time_to_live", "how long a command waits whose sender does not say it"),
+    ("commands.time_to_live_max", "the longest that a sender may ask for"),
+    (
+        "commands.lock",
+        "a delivery without an acknowledgement by then is taken to be lost; 1s to 5m",
+    ),
+    (
+        "commands.deliveries",
+        "a command that was delivered so often and never acknowledged is dead; 1 to 100",
+    ),
+    (
+        "commands.per_device",
+        "commands that may wait for one device; 1 to 1000, because each change of a mailbox looks at all of it",
+    ),
+    (
+        "commands.bytes_per_device",
+        "bytes that may wait for one device: as many of the largest commands as may wait by default",
+    ),
+    ("commands.bytes", "largest command, with its properties; at most 256KiB"),
+    (
+        "commands.ended_per_device",
+        "commands of one device that are remembered after their end, for their history and so that a repeated send adds nothing",
+    ),
+    ("commands.ended_age", "and for how long"),
+    ("commands.feedback_age", "feedback older than this is deleted, read or not"),
+    (
+        "commands.feedback_records",
+        "feedback of one shard beyond this is deleted, oldest first; the default takes about 100 MB",
+    ),
     ("retention.age", "telemetry older than this is deleted"),
     ("retention.bytes", "telemetry of one shard beyond this is deleted, oldest first"),
     (

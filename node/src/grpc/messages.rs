@@ -1,9 +1,7 @@
 //! `drover.admin.v1.Messages`: parse, call, answer or stream.
 
-use std::sync::Arc;
-
+use drover_cluster::Cluster;
 use drover_cluster::core::ids::Offset;
-use drover_cluster::{Cluster, Error};
 use drover_proto::admin::messages_server::Messages;
 use drover_proto::admin::{
     self, CommitCursorRequest, DeleteCursorRequest, DeleteCursorResponse, ListCursorsRequest,
@@ -12,19 +10,14 @@ use drover_proto::admin::{
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::auth::Caller;
 use super::convert::messages::{self, Cursor, ReadHistory, ReadStream};
+use super::guard::{Guard, Readers};
 use super::reader::StreamReader;
 use super::{convert, shard_count, status};
 use crate::bus::{Bus, Filter, Subscription};
-use crate::clock;
 
-/// Streams that are read at one time at a node. Each holds a page of messages and a place in a queue.
-pub(crate) const READERS_MAX: usize = 1_000;
 /// How many shards are asked at a time for the cursors of a group.
 const CURSORS_CONCURRENCY: usize = 32;
 
@@ -32,9 +25,7 @@ const CURSORS_CONCURRENCY: usize = 32;
 pub(crate) struct MessagesService {
     pub(crate) cluster: Cluster,
     pub(crate) bus: Bus,
-    pub(crate) readers: Arc<Semaphore>,
-    /// Ends the streams, so that the server can stop.
-    pub(crate) stop: CancellationToken,
+    pub(crate) readers: Readers,
 }
 
 #[tonic::async_trait]
@@ -46,7 +37,7 @@ impl Messages for MessagesService {
         &self,
         request: Request<ReadStreamRequest>,
     ) -> Result<Response<Self::ReadStreamStream>, Status> {
-        let guard = self.guard(&request)?;
+        let guard = self.readers.guard(&request)?;
         let shards = shard_count(&self.cluster)?;
         let read =
             ReadStream::from_request(request.into_inner(), shards).map_err(status::invalid)?;
@@ -129,7 +120,7 @@ impl Messages for MessagesService {
         &self,
         request: Request<TailRequest>,
     ) -> Result<Response<Self::TailStream>, Status> {
-        let guard = self.guard(&request)?;
+        let guard = self.readers.guard(&request)?;
         let filter = Filter::try_from(request.into_inner()).map_err(status::invalid)?;
         let subscription = self.bus.subscribe(filter);
         let responses = stream::try_unfold((subscription, guard), |(mut live, guard)| async move {
@@ -145,20 +136,6 @@ impl MessagesService {
         let shards = shard_count(&self.cluster)?;
         Cursor::from_parts(shard, group, next, shards).map_err(status::invalid)
     }
-
-    fn guard<T>(&self, request: &Request<T>) -> Result<Guard, Status> {
-        let permit = Arc::clone(&self.readers).try_acquire_owned().map_err(|_| {
-            let text =
-                format!("{READERS_MAX} streams are read at this node already: use another node");
-            status::refused(Code::ResourceExhausted, "TOO_MANY_READERS", &text)
-        })?;
-        Ok(Guard {
-            caller: caller(request),
-            cluster: self.cluster.clone(),
-            stop: self.stop.clone(),
-            _permit: permit,
-        })
-    }
 }
 
 /// The next live messages. Wakes up now and then to look whether the caller may still listen.
@@ -173,44 +150,6 @@ async fn next_live(
             return Ok(response);
         }
     }
-}
-
-/// Holds a stream's place among the readers, and ends it when its caller's right has ended.
-struct Guard {
-    caller: Caller,
-    cluster: Cluster,
-    stop: CancellationToken,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Guard {
-    async fn unless_stopped<T>(
-        &self,
-        next: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
-        tokio::select! {
-            () = self.stop.cancelled() => Err(status::of(Error::Stopping)),
-            next = next => next,
-        }
-    }
-
-    fn check(&self) -> Result<(), Status> {
-        let meta = self.cluster.meta();
-        if self.caller.still_stands(meta.as_deref(), clock::unix_ms() / 1_000) {
-            return Ok(());
-        }
-        let text = "the token has expired or its policy was changed: go on with a new one from where you are";
-        Err(status::refused(Code::Unauthenticated, "EXPIRED", text))
-    }
-}
-
-/// The authorization layer has put it there; without it nobody gets in.
-fn caller<T>(request: &Request<T>) -> Caller {
-    request
-        .extensions()
-        .get::<Caller>()
-        .cloned()
-        .expect("every call passes the authorization layer")
 }
 
 pub(crate) fn message(

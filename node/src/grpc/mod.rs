@@ -6,8 +6,10 @@
 
 mod auth;
 mod cluster;
+mod commands;
 pub(crate) mod convert;
 mod devices;
+mod guard;
 mod listener;
 mod messages;
 mod permissions;
@@ -22,11 +24,11 @@ use drover_cluster::core::ids::ShardCount;
 use drover_cluster::{Cluster, Error};
 use drover_proto::admin;
 use drover_proto::admin::cluster_server::ClusterServer;
+use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
 use drover_proto::admin::messages_server::MessagesServer;
 use drover_proto::admin::twins_server::TwinsServer;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
@@ -117,11 +119,12 @@ fn routes(
     stop: CancellationToken,
 ) -> Routes {
     let Api { cluster, bus, .. } = api;
-    let readers = Arc::new(Semaphore::new(messages::READERS_MAX));
+    let readers = guard::Readers::new(cluster.clone(), stop);
     let bytes_max = limits.request_bytes_max;
     let devices = devices::DevicesService { cluster: cluster.clone() };
     let twins = twins::TwinsService { cluster: cluster.clone() };
-    let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers, stop };
+    let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };
+    let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers };
     let cluster = cluster::ClusterService { cluster };
     Routes::new(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
@@ -129,6 +132,7 @@ fn routes(
         .add_service(DevicesServer::new(devices).max_decoding_message_size(bytes_max))
         .add_service(TwinsServer::new(twins).max_decoding_message_size(bytes_max))
         .add_service(MessagesServer::new(messages).max_decoding_message_size(bytes_max))
+        .add_service(CommandsServer::new(commands).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(cluster).max_decoding_message_size(bytes_max))
 }
 
@@ -151,6 +155,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
         "drover.admin.v1.Devices",
         "drover.admin.v1.Twins",
         "drover.admin.v1.Messages",
+        "drover.admin.v1.Commands",
         "drover.admin.v1.Cluster",
     ];
     loop {

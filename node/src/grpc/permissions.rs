@@ -42,6 +42,15 @@ const RULES: &[(&str, Rule)] = &[
     ("/drover.admin.v1.Messages/DeleteCursor", SERVICE),
     ("/drover.admin.v1.Messages/ReadHistory", SERVICE),
     ("/drover.admin.v1.Messages/Tail", SERVICE),
+    ("/drover.admin.v1.Commands/SendCommand", SERVICE),
+    ("/drover.admin.v1.Commands/ListCommands", SERVICE),
+    ("/drover.admin.v1.Commands/GetCommand", SERVICE),
+    ("/drover.admin.v1.Commands/CancelCommand", SERVICE),
+    ("/drover.admin.v1.Commands/PurgeCommands", SERVICE),
+    ("/drover.admin.v1.Commands/ReadFeedback", SERVICE),
+    ("/drover.admin.v1.Commands/CommitFeedbackCursor", SERVICE),
+    ("/drover.admin.v1.Commands/SeekFeedbackCursor", SERVICE),
+    ("/drover.admin.v1.Commands/ListFeedbackCursors", SERVICE),
     ("/drover.admin.v1.Cluster/Initialize", Rule::Bootstrap),
     // Whoever reads streams must know how many shards there are, and where.
     (
@@ -94,7 +103,7 @@ mod tests {
     #[test]
     fn every_method_of_the_public_package_has_a_rule_that_asks_for_something() {
         let methods = methods();
-        assert!(methods.len() >= 22, "the descriptors lost methods: {methods:?}");
+        assert!(methods.len() >= 31, "the descriptors lost methods: {methods:?}");
         for method in methods {
             let rule = rule(&method);
             assert!(rule.is_some_and(|rule| rule != Rule::Open), "{method} has the rule {rule:?}");

@@ -123,6 +123,9 @@ mod tests {
             next: Offset::new(20),
             cursors: vec![("known".to_owned(), Offset::new(15))],
             device_count: 0,
+            first_feedback: Offset::new(0),
+            next_feedback: Offset::new(0),
+            feedback_cursors: Vec::new(),
         };
         assert_eq!(cursor("known", &state), Offset::new(15));
         assert_eq!(cursor("new", &state), Offset::new(10));

@@ -103,6 +103,16 @@ fn refusal_meaning(refusal: &Refusal) -> Meaning {
         Refusal::TooManyConsumerGroups { .. } => {
             (Code::ResourceExhausted, "TOO_MANY_CONSUMER_GROUPS")
         }
+        Refusal::MailboxFull { .. } | Refusal::MailboxTooLarge { .. } => {
+            (Code::ResourceExhausted, "MAILBOX_FULL")
+        }
+        Refusal::CommandTooLarge { .. } => (Code::InvalidArgument, "COMMAND_TOO_LARGE"),
+        Refusal::CommandExpired | Refusal::CommandExpiryTooFar { .. } => {
+            (Code::InvalidArgument, "INVALID_EXPIRY")
+        }
+        Refusal::CommandNotFound { .. } => (Code::NotFound, "COMMAND_NOT_FOUND"),
+        Refusal::CommandEnded { .. } => (Code::FailedPrecondition, "COMMAND_ENDED"),
+        Refusal::CommandNotLocked => (Code::FailedPrecondition, "COMMAND_NOT_LOCKED"),
     };
     Meaning::of(code, reason)
 }

@@ -65,6 +65,8 @@ pub enum Reply {
         topic: String,
         /// Set for quality 1.
         packet_id: Option<u16>,
+        /// It may have been delivered before.
+        dup: bool,
         payload: Vec<u8>,
     },
 }
@@ -374,19 +376,27 @@ pub fn encode(reply: Reply, output: &mut Vec<u8>) {
             output.extend(packet.to_continuous_buffer());
         }
         Reply::Pingresp => output.extend(v3_1_1::Pingresp::new().to_continuous_buffer()),
-        Reply::Publish { topic, packet_id, payload } => {
-            encode_publish(&topic, packet_id, payload, output);
+        Reply::Publish { topic, packet_id, dup, payload } => {
+            encode_publish(&topic, packet_id, dup, payload, output);
         }
     }
 }
 
-fn encode_publish(topic: &str, packet_id: Option<u16>, payload: Vec<u8>, output: &mut Vec<u8>) {
+fn encode_publish(
+    topic: &str,
+    packet_id: Option<u16>,
+    dup: bool,
+    payload: Vec<u8>,
+    output: &mut Vec<u8>,
+) {
     let builder = v3_1_1::Publish::builder()
         .topic_name(topic)
-        .expect("topics are made from fixed text and bounded ids")
+        .expect(
+            "topics are made from fixed text and bounded ids, and those of commands are measured",
+        )
         .payload(payload);
     let builder = match packet_id {
-        Some(id) => builder.qos(PacketQos::AtLeastOnce).packet_id(id),
+        Some(id) => builder.qos(PacketQos::AtLeastOnce).packet_id(id).dup(dup),
         None => builder.qos(PacketQos::AtMostOnce),
     };
     let packet = builder.build().expect("a topic, and a packet id exactly for quality 1");

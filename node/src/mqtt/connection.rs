@@ -157,14 +157,21 @@ where
         if self.session.deadline().is_some_and(|deadline| deadline <= now.instant) {
             self.session.handle_time(now);
         }
+        self.ask(now);
+        self.encode(now);
+        // What was sent may have something to be said about it.
+        self.ask(now);
+        if self.in_flight.is_none() && self.output.is_empty() {
+            self.session.release_memory();
+        }
+    }
+
+    /// Gives the session's next request to the cluster, if nothing is there.
+    fn ask(&mut self, now: Now) {
         if self.in_flight.is_none()
             && let Some(request) = self.session.poll_request(now)
         {
             self.in_flight = Some(self.begin(request));
-        }
-        self.encode(now);
-        if self.in_flight.is_none() && self.output.is_empty() {
-            self.session.release_memory();
         }
     }
 
@@ -197,7 +204,7 @@ where
             self.taken = now.instant;
         }
         while self.output.len() < OUTPUT_BYTES_MAX
-            && let Some(Outgoing { reply, received }) = self.session.poll_reply()
+            && let Some(Outgoing { reply, received }) = self.session.poll_reply(now)
         {
             if let (Reply::Puback(_), Some(received)) = (&reply, received) {
                 let waited = now.instant.saturating_duration_since(received);
@@ -360,6 +367,9 @@ where
                 Request::Unsubscribe(channels) => {
                     Outcome::Subscribed(session.unsubscribe(channels).await)
                 }
+                Request::Settle { sequence, settlement } => {
+                    Outcome::Settled(session.settle(sequence, settlement).await)
+                }
                 // A session opens once.
                 Request::Open(_) => Outcome::Opened(Err(OpenError::Denied)),
             })
@@ -376,7 +386,8 @@ where
                 | Request::ReadTwin
                 | Request::PatchReported { .. }
                 | Request::Subscribe(_)
-                | Request::Unsubscribe(_) => Err(OpenError::Denied),
+                | Request::Unsubscribe(_)
+                | Request::Settle { .. } => Err(OpenError::Denied),
             };
             match opened {
                 Ok(opened) => Answer::Opened(Box::new(opened)),

@@ -16,6 +16,7 @@ pub mod close;
 pub mod codec;
 pub mod config;
 mod connection;
+mod devicebound;
 mod listener;
 pub mod login;
 mod metrics;

@@ -4,6 +4,7 @@
 //! of a connection: CONNECT first and once, nothing handled before CONNACK, an end for whoever falls silent. What a device
 //! may do in between is [`live`]'s. Whether a change is allowed is the cluster's to say.
 
+mod commands;
 mod live;
 mod packet_ids;
 #[cfg(test)]
@@ -18,7 +19,8 @@ use drover_cluster::actors::session::Delivery;
 use drover_core::change::Message;
 use drover_core::device::{Channel, Subscriptions};
 use drover_core::document::Object;
-use drover_core::ids::{DeviceId, SessionEpoch, Version};
+use drover_core::ids::{CommandSequence, DeviceId, SessionEpoch, Version};
+use drover_core::mailbox::Settlement;
 use drover_core::twin::Twin;
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Connect;
 use mqtt_protocol_core::mqtt::result_code::ConnectReturnCode;
@@ -51,6 +53,10 @@ pub enum Request {
     },
     Subscribe(Subscriptions),
     Unsubscribe(Vec<Channel>),
+    Settle {
+        sequence: CommandSequence,
+        settlement: Settlement,
+    },
 }
 
 /// What came of the request.
@@ -63,6 +69,7 @@ pub enum Outcome {
     Reported(Result<Version, Error>),
     /// To both changes of subscriptions: all of them as they are now.
     Subscribed(Result<Subscriptions, Error>),
+    Settled(Result<(), Error>),
 }
 
 /// A connection that has become the live one of its device.
@@ -231,6 +238,7 @@ impl Session {
             (Phase::Live(live), Some(Delivery::Desired { version, patch })) => {
                 live.handle_desired(version, patch)
             }
+            (Phase::Live(live), Some(Delivery::Command(sent))) => live.handle_command(sent),
             (Phase::Silent | Phase::Opening(_) | Phase::Closed(_), Some(_)) => Ok(()),
         };
         self.close_if(handled);
@@ -292,9 +300,9 @@ impl Session {
     }
 
     /// The next packet to send.
-    pub fn poll_reply(&mut self) -> Option<Outgoing> {
+    pub fn poll_reply(&mut self, now: Now) -> Option<Outgoing> {
         match &mut self.phase {
-            Phase::Live(live) => live.poll_reply(),
+            Phase::Live(live) => live.poll_reply(now),
             Phase::Closed(closed) => closed.replies.pop_front(),
             Phase::Silent | Phase::Opening(_) => None,
         }

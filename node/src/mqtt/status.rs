@@ -81,7 +81,15 @@ pub fn ended_by(refusal: &Refusal) -> Option<CloseReason> {
         | Refusal::InvalidTwin { .. }
         | Refusal::CursorBehind { .. }
         | Refusal::OffsetOutOfRange { .. }
-        | Refusal::TooManyConsumerGroups { .. } => None,
+        | Refusal::TooManyConsumerGroups { .. }
+        | Refusal::MailboxFull { .. }
+        | Refusal::MailboxTooLarge { .. }
+        | Refusal::CommandTooLarge { .. }
+        | Refusal::CommandExpired
+        | Refusal::CommandExpiryTooFar { .. }
+        | Refusal::CommandNotFound { .. }
+        | Refusal::CommandEnded { .. }
+        | Refusal::CommandNotLocked => None,
     }
 }
 
@@ -133,7 +141,8 @@ pub fn twin_error_body(
     body.to_string().into_bytes()
 }
 
-fn timestamp(unix_ms: u64) -> String {
+/// With seven fraction digits, as the C# SDK insists.
+pub fn timestamp(unix_ms: u64) -> String {
     let format =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:7]Z");
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)

@@ -11,6 +11,7 @@ use drover_cluster::raft::peers::{IncomingQueue, Peers, PeersConfig};
 use drover_cluster::raft::tls::TlsNetwork;
 use drover_cluster::storage::{self, RocksStorage, Storage};
 use drover_core::ids::NodeId;
+use drover_core::mailbox;
 use drover_core::stream::Retention;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
@@ -173,11 +174,30 @@ fn cluster_config(config: &Config) -> cluster_config::Config {
             device_rate: (limits.device_messages_per_second > 0).then_some(rate),
             ..cluster_config::Limits::default()
         },
+        commands: command_config(&config.commands),
         retention: Retention {
             age_ms_max: Some(config.retention.age.as_millis()),
             bytes_max: Some(config.retention.bytes.bytes()),
         },
         ..cluster_config::Config::new(node_id(config))
+    }
+}
+
+fn command_config(commands: &config::Commands) -> cluster_config::Commands {
+    cluster_config::Commands {
+        limits: mailbox::Limits {
+            depth_max: commands.per_device,
+            mailbox_bytes_max: commands.bytes_per_device.bytes(),
+            command_bytes_max: commands.bytes.bytes(),
+            ttl_ms_max: commands.time_to_live_max.as_millis(),
+            lock_ms: commands.lock.as_millis(),
+            deliveries_max: commands.deliveries,
+            ended_max: commands.ended_per_device,
+            ended_ms: commands.ended_age.as_millis(),
+        },
+        ttl_ms: commands.time_to_live.as_millis(),
+        feedback_ms_max: commands.feedback_age.as_millis(),
+        feedback_records_max: commands.feedback_records,
     }
 }
 

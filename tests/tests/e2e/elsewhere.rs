@@ -1,6 +1,7 @@
 //! Clients that nobody here wrote: mosquitto's, Azure's device SDK for Python, gRPC with nothing but reflection.
 
 use anyhow::{Context, Result};
+use drover_proto::admin::{CommandState, Property, SendCommandRequest};
 use drover_tests::clients::{HOST, Login, number};
 use drover_tests::nodes::Nodes;
 use drover_tests::{programs, until};
@@ -67,6 +68,24 @@ async fn mosquitto_sub_hears_desired_patches_over_tls() -> Result<()> {
 }
 
 #[tokio::test]
+async fn mosquitto_sub_hears_a_command_that_waited_for_it() -> Result<()> {
+    let nodes = Nodes::start(1).await?;
+    let admin = nodes.admin(0)?;
+    let key = admin.create_device("mosquito").await?;
+    admin.send_command("mosquito", "wake-up").await?;
+    let login = Login::new("mosquito", &key)?;
+    let mut subscribe = mosquitto("mosquitto_sub", &nodes, &login);
+    subscribe.args(["-v", "-C", "1", "-t", "devices/mosquito/messages/devicebound/#"]);
+    let heard = programs::run(&mut subscribe).await?;
+    assert!(heard.starts_with("devices/mosquito/messages/devicebound/%24.to="), "{heard}");
+    assert!(heard.contains("&%24.mid=wake-up&iothub-ack=full wake-up"), "{heard}");
+    let state = async || admin.command("mosquito", "wake-up").await.expect("it is known").state;
+    let is_completed = |state: &i32| *state == CommandState::Completed as i32;
+    until("its PUBACK to complete the command", state, is_completed).await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> Result<()> {
     let mut nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
@@ -109,14 +128,34 @@ async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> 
     admin.patch_desired("python", &json!({ "round": 1 })).await?;
     assert!(says("desired").await?.contains("\"round\": 1"));
 
+    let property = Property { key: "a/b".to_owned(), value: Some("c d".to_owned()) };
+    let command = SendCommandRequest {
+        device_id: "python".to_owned(),
+        message_id: "c:1".to_owned(),
+        body: b"open".to_vec(),
+        content_type: "text/plain".to_owned(),
+        application_properties: vec![property],
+        ..SendCommandRequest::default()
+    };
+    admin.commands.clone().send_command(command).await?;
+    let command: serde_json::Value = serde_json::from_str(&says("command").await?)?;
+    assert_eq!((&command["body"], &command["id"]), (&json!("open"), &json!("c:1")));
+    assert_eq!(command["properties"], json!({ "a/b": "c d" }));
+    let is_completed = |state: &i32| *state == CommandState::Completed as i32;
+    let state = async || admin.command("python", "c:1").await.expect("it is remembered").state;
+    until("the SDK's PUBACK to complete it", state, is_completed).await;
+
     nodes.kill(0)?;
     says("disconnected").await?;
+    // Nothing is lost with the connection: neither the subscriptions nor what is sent before it is back.
     nodes.restart(0)?;
     nodes.until_ready().await;
     says("connected").await?;
     let admin = nodes.admin(0)?;
     admin.patch_desired("python", &json!({ "round": 2 })).await?;
     assert!(says("desired").await?.contains("\"round\": 2"), "without subscribing again");
+    admin.send_command("python", "c:2").await?;
+    assert!(says("command").await?.contains("\"c:2\""), "without subscribing again");
     Ok(())
 }
 

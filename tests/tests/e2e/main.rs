@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod certificates;
 mod cli;
+mod commands;
 mod credentials;
 mod dev;
 mod disk;

@@ -4,12 +4,16 @@ use bytes::Bytes;
 use drover_core::change::{
     Batch, Change, Condition, DeviceChange, DeviceSpec, Message, Sender, StreamChange, TwinUpdate,
 };
-use drover_core::ids::{Etag, GenerationId, LogTime, Offset, SessionEpoch, Version};
+use drover_core::ids::{Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version};
 use drover_proto::record::{self, change::Kind};
 
 use super::device::{
     authentication_from_record, authentication_to_record, channel_from_record, channel_to_record,
     device_id, status, subscriptions_from_record, subscriptions_to_record,
+};
+use super::mailbox::{
+    cancel_command_from_record, new_command_to_record, send_command_from_record,
+    settle_command_from_record, settlement_to_record,
 };
 use super::value::{object_from_record, object_to_record};
 use super::{decode, encode, required};
@@ -65,6 +69,20 @@ fn change_from_record(change: record::Change) -> Result<Change, Invalid> {
             let [from, before] = [from, before].map(Offset::new);
             Ok(Change::Stream(StreamChange::Retain { from, before, bytes }))
         }
+        Kind::CommitFeedbackCursor(record::Cursor { group, next }) => {
+            let next = Offset::new(next);
+            Ok(Change::Stream(StreamChange::CommitFeedbackCursor { group, next }))
+        }
+        Kind::SeekFeedbackCursor(record::Cursor { group, next }) => {
+            let next = Offset::new(next);
+            Ok(Change::Stream(StreamChange::SeekFeedbackCursor { group, next }))
+        }
+        Kind::DeleteFeedbackCursor(record::Cursor { group, .. }) => {
+            Ok(Change::Stream(StreamChange::DeleteFeedbackCursor { group }))
+        }
+        Kind::RetainFeedback(before) => {
+            Ok(Change::Stream(StreamChange::RetainFeedback { before: Offset::new(before) }))
+        }
         kind => {
             let device = device_id(&change.device)?;
             Ok(Change::Device(device, device_change_from_record(kind)?))
@@ -84,6 +102,16 @@ fn stream_change_to_record(change: &StreamChange) -> Kind {
         StreamChange::Retain { from, before, bytes } => {
             Kind::Retain(record::Retain { from: from.get(), before: before.get(), bytes: *bytes })
         }
+        StreamChange::CommitFeedbackCursor { group, next } => {
+            Kind::CommitFeedbackCursor(cursor(group, *next))
+        }
+        StreamChange::SeekFeedbackCursor { group, next } => {
+            Kind::SeekFeedbackCursor(cursor(group, *next))
+        }
+        StreamChange::DeleteFeedbackCursor { group } => {
+            Kind::DeleteFeedbackCursor(cursor(group, Offset::default()))
+        }
+        StreamChange::RetainFeedback { before } => Kind::RetainFeedback(before.get()),
     }
 }
 
@@ -108,10 +136,13 @@ fn device_change_to_record(change: &DeviceChange) -> Kind {
         DeviceChange::Delete { if_match } => {
             Kind::Delete(record::Delete { if_match: condition_to_record(*if_match) })
         }
-        DeviceChange::Connect { credentials, clean_session } => Kind::Connect(record::Connect {
-            credentials: credentials.get(),
-            clean_session: *clean_session,
-        }),
+        DeviceChange::Connect { credentials, clean_session, node } => {
+            Kind::Connect(record::Connect {
+                credentials: credentials.get(),
+                clean_session: *clean_session,
+                node: node.map(NodeId::to_u64),
+            })
+        }
         DeviceChange::Subscribe { epoch, subscriptions } => Kind::Subscribe(record::Subscribe {
             epoch: epoch.get(),
             subscriptions: subscriptions_to_record(subscriptions),
@@ -144,6 +175,19 @@ fn device_change_to_record(change: &DeviceChange) -> Kind {
                 desired: desired.as_ref().map(object_to_record),
             })
         }
+        DeviceChange::SendCommand(new) => Kind::SendCommand(new_command_to_record(new)),
+        DeviceChange::SettleCommand { epoch, sequence, settlement } => {
+            Kind::SettleCommand(record::SettleCommand {
+                epoch: epoch.get(),
+                sequence: sequence.get(),
+                settlement: settlement_to_record(*settlement).into(),
+            })
+        }
+        DeviceChange::CancelCommand { command } => {
+            Kind::CancelCommand(record::CancelCommand { id: command.as_str().to_owned() })
+        }
+        DeviceChange::PurgeCommands => Kind::PurgeCommands(true),
+        DeviceChange::RunCommandTimers => Kind::RunCommandTimers(true),
     }
 }
 
@@ -162,6 +206,7 @@ fn device_change_from_record(kind: Kind) -> Result<DeviceChange, Invalid> {
         Kind::Connect(connect) => DeviceChange::Connect {
             credentials: Etag::new(connect.credentials),
             clean_session: connect.clean_session,
+            node: connect.node.map(NodeId::from_u64),
         },
         Kind::Subscribe(subscribe) => DeviceChange::Subscribe {
             epoch: SessionEpoch::new(subscribe.epoch),
@@ -191,7 +236,19 @@ fn device_change_from_record(kind: Kind) -> Result<DeviceChange, Invalid> {
             tags: update.tags.map(object_from_record).transpose()?,
             desired: update.desired.map(object_from_record).transpose()?,
         },
-        Kind::CommitCursor(_) | Kind::SeekCursor(_) | Kind::DeleteCursor(_) | Kind::Retain(_) => {
+        Kind::SendCommand(send) => send_command_from_record(send)?,
+        Kind::SettleCommand(settle) => settle_command_from_record(&settle)?,
+        Kind::CancelCommand(cancel) => cancel_command_from_record(&cancel)?,
+        Kind::PurgeCommands(_) => DeviceChange::PurgeCommands,
+        Kind::RunCommandTimers(_) => DeviceChange::RunCommandTimers,
+        Kind::CommitCursor(_)
+        | Kind::SeekCursor(_)
+        | Kind::DeleteCursor(_)
+        | Kind::Retain(_)
+        | Kind::CommitFeedbackCursor(_)
+        | Kind::SeekFeedbackCursor(_)
+        | Kind::DeleteFeedbackCursor(_)
+        | Kind::RetainFeedback(_) => {
             return Err(Invalid::new("change.kind", "is not a change of a device"));
         }
     })

@@ -4,14 +4,15 @@ use bytes::Bytes;
 use drover_core::device::{
     Authentication, Channel, Device, Key, Presence, Qos, Status, Subscriptions,
 };
-use drover_core::ids::{DeviceId, Etag, GenerationId, LogTime, SessionEpoch};
+use drover_core::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, SessionEpoch};
 use drover_proto::record;
 
+use super::mailbox::{head_from_record, head_to_record};
 use super::{decode, encode, required};
 use crate::wire::Invalid;
 
 pub fn device_to_bytes(device: &Device) -> Bytes {
-    let Presence { epoch, connected_since, changed, subscriptions } = &device.presence;
+    let Presence { epoch, connected_since, changed, node, subscriptions } = &device.presence;
     encode(&record::Device {
         id: device.id.as_str().to_owned(),
         generation: device.generation.get(),
@@ -24,6 +25,8 @@ pub fn device_to_bytes(device: &Device) -> Bytes {
         connected_since_ms: connected_since.map(LogTime::get),
         presence_changed_ms: changed.map(LogTime::get),
         subscriptions: subscriptions_to_record(subscriptions),
+        node: node.map(NodeId::to_u64),
+        mailbox: Some(head_to_record(&device.mailbox)),
     })
 }
 
@@ -42,8 +45,10 @@ pub fn device_from_bytes(bytes: Bytes) -> Result<Device, Invalid> {
             epoch: SessionEpoch::new(device.epoch),
             connected_since: device.connected_since_ms.map(LogTime::new),
             changed: device.presence_changed_ms.map(LogTime::new),
+            node: device.node.map(NodeId::from_u64),
             subscriptions: subscriptions_from_record(device.subscriptions)?,
         },
+        mailbox: head_from_record(device.mailbox.unwrap_or_default()),
     })
 }
 

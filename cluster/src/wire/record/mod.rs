@@ -5,6 +5,7 @@
 
 mod change;
 mod device;
+mod mailbox;
 mod meta;
 mod stream;
 mod twin;
@@ -15,6 +16,10 @@ mod tests;
 
 pub use change::{batch_from_bytes, batch_to_bytes, change_from_bytes, change_to_bytes};
 pub use device::{authentication_kind, device_from_bytes, device_to_bytes};
+pub use mailbox::{
+    command_from_bytes, command_to_bytes, ending_from_number, ending_number, feedback_from_bytes,
+    feedback_to_bytes,
+};
 pub use meta::{meta_entry_from_bytes, meta_entry_to_bytes, meta_from_bytes, meta_to_bytes};
 pub use stream::{messages, stream_from_bytes, stream_to_bytes};
 pub use twin::{twin_from_bytes, twin_to_bytes};

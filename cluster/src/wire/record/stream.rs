@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use drover_core::change::Message;
+use drover_core::feedback::FeedbackLog;
 use drover_core::ids::{GenerationId, LogTime, Offset, SessionEpoch, ShardId};
 use drover_core::message::StoredMessage;
 use drover_core::stream::Stream;
@@ -25,12 +26,18 @@ pub fn stream_to_bytes(stream: &Stream) -> Bytes {
         device_count: stream.device_count,
         disabled_count: stream.disabled_count,
         retired: stream.retired,
+        feedback: Some(record::FeedbackLog {
+            first: stream.feedback.first.get(),
+            next: stream.feedback.next.get(),
+            cursors: stream.feedback.cursors.iter().map(cursor).collect(),
+        }),
     })
 }
 
 pub fn stream_from_bytes(bytes: Bytes) -> Result<Stream, Invalid> {
     let stream: record::Stream = decode("stream", bytes)?;
     let cursor = |cursor: record::Cursor| (cursor.group, Offset::new(cursor.next));
+    let feedback = stream.feedback.unwrap_or_default();
     Ok(Stream {
         first: Offset::new(stream.first),
         next: Offset::new(stream.next),
@@ -40,6 +47,11 @@ pub fn stream_from_bytes(bytes: Bytes) -> Result<Stream, Invalid> {
         device_count: stream.device_count,
         disabled_count: stream.disabled_count,
         retired: stream.retired,
+        feedback: FeedbackLog {
+            first: Offset::new(feedback.first),
+            next: Offset::new(feedback.next),
+            cursors: feedback.cursors.into_iter().map(cursor).collect(),
+        },
     })
 }
 

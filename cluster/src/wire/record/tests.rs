@@ -38,6 +38,16 @@ proptest! {
     }
 
     #[test]
+    fn commands_survive(command in testing::command()) {
+        prop_assert_eq!(command_from_bytes(command_to_bytes(&command)), Ok(command));
+    }
+
+    #[test]
+    fn feedback_survives(feedback in testing::feedback()) {
+        prop_assert_eq!(feedback_from_bytes(feedback_to_bytes(&feedback)), Ok(feedback));
+    }
+
+    #[test]
     fn streams_survive(stream in testing::stream()) {
         prop_assert_eq!(stream_from_bytes(stream_to_bytes(&stream)), Ok(stream));
     }

@@ -327,6 +327,7 @@ mod tests {
             status_updated: LogTime::new(0),
             authentication: generated_keys(),
             presence: Presence::default(),
+            mailbox: drover_core::mailbox::Head::default(),
         }
     }
 

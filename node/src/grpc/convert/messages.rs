@@ -126,7 +126,7 @@ pub(crate) fn consumer_group(group: String) -> Result<String, Invalid> {
     Ok(group)
 }
 
-fn shard(number: u32, shards: ShardCount) -> Result<ShardId, Invalid> {
+pub(crate) fn shard(number: u32, shards: ShardCount) -> Result<ShardId, Invalid> {
     ShardId::new(number, shards).ok_or_else(|| {
         let last = shards.get() - 1;
         Invalid::new(
@@ -152,7 +152,7 @@ pub(crate) fn message(stored: StoredMessage) -> Result<admin::Message, Invalid> 
     })
 }
 
-fn property((key, value): Property) -> admin::Property {
+pub(crate) fn property((key, value): Property) -> admin::Property {
     admin::Property { key, value }
 }
 

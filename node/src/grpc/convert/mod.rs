@@ -4,6 +4,7 @@
 //! cannot fail.
 
 pub(crate) mod cluster;
+pub(crate) mod commands;
 pub(crate) mod devices;
 pub(crate) mod documents;
 pub(crate) mod messages;

@@ -246,7 +246,8 @@ fn what_the_hub_sends_is_what_the_standard_says() {
     let granted = vec![Some(Qos::AtMostOnce), None, Some(Qos::AtLeastOnce)];
     let suback = Reply::Suback { packet_id: 1, granted };
     assert_eq!(encoded(suback), [0x90, 5, 0, 1, 0, 0x80, 1]);
-    let publish = |packet_id| Reply::Publish { topic: "t".into(), packet_id, payload: vec![9] };
+    let publish =
+        |packet_id| Reply::Publish { topic: "t".into(), packet_id, dup: false, payload: vec![9] };
     assert_eq!(encoded(publish(None)), [0x30, 4, 0, 1, b't', 9]);
     assert_eq!(encoded(publish(Some(1))), [0x32, 6, 0, 1, b't', 0, 1, 9]);
 }

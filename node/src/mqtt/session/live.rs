@@ -8,23 +8,27 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use drover_cluster::Error;
-use drover_cluster::actors::session::DELIVERIES_MAX;
+use drover_cluster::actors::session::{DELIVERIES_MAX, SentCommand};
 use drover_cluster::wire::json;
-use drover_core::change::Message;
+use drover_cluster::wire::message::Content;
+use drover_core::change::{Message, Refusal};
 use drover_core::device::{Channel, Qos, Subscriptions};
 use drover_core::document::{Object, Value};
-use drover_core::ids::{DeviceId, SessionEpoch, Version};
+use drover_core::ids::{CommandSequence, DeviceId, SessionEpoch, Version};
+use drover_core::mailbox::Settlement;
 use drover_core::twin::{Section, Twin};
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Publish;
 use mqtt_protocol_core::mqtt::result_code::ConnectReturnCode;
 use tokio::time::Instant;
 
+use super::commands::Commands;
 use super::packet_ids::PacketIds;
-use super::work::{Ack, Subscribe, Telemetry, TwinRequest, Unsubscribe, Work};
+use super::work::{Ack, Settle, Subscribe, Telemetry, TwinRequest, Unsubscribe, Work};
 use super::{Now, Opened, Outcome, Outgoing, Request};
 use crate::mqtt::close::CloseReason;
 use crate::mqtt::codec::{Packet, Reply};
 use crate::mqtt::config::Config;
+use crate::mqtt::devicebound;
 use crate::mqtt::login::Terms;
 use crate::mqtt::properties::{InvalidMessage, Properties};
 use crate::mqtt::status::{self, INVALID_TWIN, Remedy, TwinStatus};
@@ -68,6 +72,7 @@ pub(super) struct Live {
     desired_sent: Version,
     /// Patches that came while subscriptions were being changed.
     patches: VecDeque<(Version, Object)>,
+    commands: Commands,
     /// Failed twin requests so far, for their tracking ids.
     failures: u64,
     ending: Option<Ending>,
@@ -82,6 +87,7 @@ enum InFlight {
     PatchReported { request: TwinRequest, bytes: usize },
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
+    Settle(Settle),
 }
 
 /// A request that the cluster had no room for.
@@ -125,6 +131,7 @@ impl Live {
             packet_ids: PacketIds::default(),
             desired_sent: Version::new(0),
             patches: VecDeque::new(),
+            commands: Commands::default(),
             failures: 0,
             ending: None,
         }
@@ -149,7 +156,12 @@ impl Live {
     ) -> Result<(), CloseReason> {
         match packet {
             Packet::Publish(publish) => self.handle_publish(&publish, now)?,
-            Packet::Puback(packet_id) => self.packet_ids.release(packet_id),
+            Packet::Puback(packet_id) => {
+                self.packet_ids.release(packet_id);
+                if let Some(sequence) = self.commands.acknowledge(packet_id) {
+                    self.settle(sequence, Settlement::Complete);
+                }
+            }
             Packet::Subscribe { packet_id, filters } => {
                 let filters = filters
                     .into_iter()
@@ -260,6 +272,11 @@ impl Live {
             }
             Work::Subscribe(subscribe) => self.begin_subscribe(subscribe),
             Work::Unsubscribe(unsubscribe) => self.begin_unsubscribe(unsubscribe),
+            Work::Settle(settle) => {
+                self.in_flight = InFlight::Settle(settle);
+                let Settle { sequence, settlement } = settle;
+                Some(Request::Settle { sequence, settlement })
+            }
         }
     }
 
@@ -312,6 +329,9 @@ impl Live {
             InFlight::Unsubscribe(unsubscribe) => {
                 Some(Request::Unsubscribe(unsubscribe.channels.clone()))
             }
+            InFlight::Settle(Settle { sequence, settlement }) => {
+                Some(Request::Settle { sequence: *sequence, settlement: *settlement })
+            }
             // Twin requests are answered with a status and not tried again.
             InFlight::Nothing | InFlight::ReadTwin(_) | InFlight::PatchReported { .. } => None,
         }
@@ -344,7 +364,15 @@ impl Live {
                 self.subscriptions = subscriptions;
                 self.confirm_unsubscribe(&unsubscribe);
             }
-            (in_flight, Outcome::Appended(Err(error)) | Outcome::Subscribed(Err(error))) => {
+            (InFlight::Settle(_), Outcome::Settled(settled)) if is_settled(&settled) => {
+                self.release(0);
+            }
+            (
+                in_flight,
+                Outcome::Appended(Err(error))
+                | Outcome::Subscribed(Err(error))
+                | Outcome::Settled(Err(error)),
+            ) => {
                 return self.postpone(in_flight, &error, config, now.instant);
             }
             // An answer to something else: nothing that follows could be trusted.
@@ -473,8 +501,7 @@ impl Live {
         version: Version,
         patch: Object,
     ) -> Result<(), CloseReason> {
-        let changing = matches!(self.in_flight, InFlight::Subscribe(_) | InFlight::Unsubscribe(_));
-        if !changing {
+        if !self.is_changing_subscriptions() {
             return self.send_desired(version, patch);
         }
         if self.patches.len() >= DELIVERIES_MAX {
@@ -482,6 +509,53 @@ impl Live {
         }
         self.patches.push_back((version, patch));
         Ok(())
+    }
+
+    // ------------------------------------------------------------ commands
+
+    pub(super) fn handle_command(&mut self, sent: Box<SentCommand>) -> Result<(), CloseReason> {
+        self.commands.push(sent).map_err(|_| CloseReason::Unread)
+    }
+
+    fn settle(&mut self, sequence: CommandSequence, settlement: Settlement) {
+        self.hold(Work::Settle(Settle { sequence, settlement }));
+    }
+
+    /// The next command as a packet, once all answers have left: to a device that listens, and not while that changes.
+    fn next_command(&mut self, now: Now) -> Option<Outgoing> {
+        if self.is_changing_subscriptions() {
+            return None;
+        }
+        let Some(qos) = self.subscriptions.get(&Channel::Commands).copied() else {
+            self.commands.stop();
+            return None;
+        };
+        // Ends, because each round takes one that waits.
+        while let Some(sent) = self.commands.next(now.unix_ms) {
+            let (sequence, dup) = (sent.command.sequence, sent.command.deliveries > 1);
+            let Some((topic, payload)) = rendered(&self.device, sent) else {
+                self.commands.drop_next();
+                self.settle(sequence, Settlement::Reject);
+                continue;
+            };
+            let packet_id = match qos {
+                Qos::AtLeastOnce => Some(self.packet_ids.allocate()?),
+                Qos::AtMostOnce => None,
+            };
+            match packet_id {
+                Some(packet_id) => self.commands.open_next(packet_id),
+                None => {
+                    self.commands.drop_next();
+                    self.settle(sequence, Settlement::Complete);
+                }
+            }
+            return Some(Reply::Publish { topic, packet_id, dup, payload }.into());
+        }
+        None
+    }
+
+    fn is_changing_subscriptions(&self) -> bool {
+        matches!(self.in_flight, InFlight::Subscribe(_) | InFlight::Unsubscribe(_))
     }
 
     fn flush_patches(&mut self) -> Result<(), CloseReason> {
@@ -514,7 +588,8 @@ impl Live {
             Some(Qos::AtMostOnce) => None,
             Some(Qos::AtLeastOnce) => self.packet_ids.allocate(),
         };
-        self.replies.push_back(Reply::Publish { topic, packet_id, payload: payload() }.into());
+        self.replies
+            .push_back(Reply::Publish { topic, packet_id, dup: false, payload: payload() }.into());
     }
 
     // ------------------------------------------------------------ time and the end
@@ -554,8 +629,8 @@ impl Live {
         self.ending.filter(|_| is_done).map(|ending| ending.reason)
     }
 
-    pub(super) fn poll_reply(&mut self) -> Option<Outgoing> {
-        self.replies.pop_front()
+    pub(super) fn poll_reply(&mut self, now: Now) -> Option<Outgoing> {
+        self.replies.pop_front().or_else(|| self.next_command(now))
     }
 
     pub(super) fn into_rest(self) -> (Option<Message>, VecDeque<Outgoing>) {
@@ -572,7 +647,29 @@ impl Live {
         if self.patches.is_empty() {
             self.patches = VecDeque::new();
         }
+        self.commands.release_memory();
     }
+}
+
+/// Whether nothing is left to be said about a command. It may have ended by itself, or been sent elsewhere.
+fn is_settled(settled: &Result<(), Error>) -> bool {
+    match settled {
+        Ok(()) => true,
+        Err(Error::Refused(refusal)) => matches!(
+            refusal,
+            Refusal::CommandNotFound { .. }
+                | Refusal::CommandEnded { .. }
+                | Refusal::CommandNotLocked
+        ),
+        Err(_) => false,
+    }
+}
+
+/// Topic and payload of a command. `None`: no packet can carry it.
+fn rendered(device: &DeviceId, sent: &SentCommand) -> Option<(String, Vec<u8>)> {
+    let content = Content::decode(sent.message.clone()).ok()?;
+    let topic = devicebound::topic(device, &sent.command, &content)?;
+    Some((topic, content.body.to_vec()))
 }
 
 /// One and a half times the keep-alive; none means the longest.

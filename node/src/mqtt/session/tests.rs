@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use drover_cluster::actors::session::{DELIVERIES_MAX, EndReason};
+use drover_cluster::actors::session::{DELIVERIES_MAX, EndReason, SentCommand};
+use drover_cluster::wire::message::Content;
 use drover_core::change::Refusal;
 use drover_core::device::Qos;
 use drover_core::document::Value;
-use drover_core::ids::{Etag, GroupId, LogTime};
+use drover_core::ids::{DeliveryNumber, Etag, GroupId, LogTime};
+use drover_core::mailbox::{Ack, Command, Ending, State};
 use drover_core::twin::{Metadata, Section};
 use mqtt_protocol_core::mqtt::packet::Qos as PacketQos;
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Publish;
@@ -82,7 +84,9 @@ impl Device {
     }
 
     fn replies(&mut self) -> Vec<Reply> {
-        std::iter::from_fn(|| self.session.poll_reply()).map(|outgoing| outgoing.reply).collect()
+        std::iter::from_fn(|| self.session.poll_reply(self.now))
+            .map(|outgoing| outgoing.reply)
+            .collect()
     }
 
     fn pass(&mut self, time: Duration) {
@@ -163,7 +167,7 @@ fn stale() -> Error {
 
 fn published(replies: &[Reply]) -> Vec<(String, Option<u16>, serde_json::Value)> {
     let published = replies.iter().filter_map(|reply| match reply {
-        Reply::Publish { topic, packet_id, payload } => {
+        Reply::Publish { topic, packet_id, payload, .. } => {
             let payload = serde_json::from_slice(payload).unwrap_or_default();
             Some((topic.clone(), *packet_id, payload))
         }
@@ -501,7 +505,10 @@ fn a_reported_patch_is_answered_with_its_version() {
     assert_eq!(device.request(), Some(expected));
     device.answer(Outcome::Reported(Ok(version(5))));
     let topic = "$iothub/twin/res/204/?$rid=1&$version=5".to_owned();
-    assert_eq!(device.replies(), [Reply::Publish { topic, packet_id: None, payload: vec![] }]);
+    assert_eq!(
+        device.replies(),
+        [Reply::Publish { topic, packet_id: None, dup: false, payload: vec![] }]
+    );
 }
 
 #[test]
@@ -754,4 +761,137 @@ fn the_first_reason_to_end_counts_and_nothing_follows_it() {
 fn an_idle_session_is_small() {
     assert!(size_of::<Session>() <= 64, "{}", size_of::<Session>());
     assert!(size_of::<Live>() <= 512, "{}", size_of::<Live>());
+}
+
+const DEVICEBOUND: &str = "devices/d/messages/devicebound/#";
+
+fn sent(sequence: u64, deliveries: u32, expires_ms: u64) -> Delivery {
+    let command = Command {
+        sequence: CommandSequence::new(sequence),
+        id: format!("c{sequence}").parse().expect("a legal id"),
+        key: None,
+        ack: Ack::None,
+        bytes: 4,
+        queued: LogTime::new(0),
+        not_before: None,
+        expires: LogTime::new(expires_ms),
+        lock_ms: 60_000,
+        deliveries_max: 10,
+        keep_ms: 0,
+        state: State::Locked { until: LogTime::new(expires_ms) },
+        deliveries,
+        attempts: Vec::new(),
+    };
+    let content = Content { body: format!("b{sequence}").into(), ..Content::default() };
+    Delivery::Command(Box::new(SentCommand {
+        number: DeliveryNumber::new(sequence),
+        follows: DeliveryNumber::new(sequence - 1),
+        command,
+        message: content.encode(),
+    }))
+}
+
+/// The commands among the replies: body, packet id and DUP.
+fn commands(replies: Vec<Reply>) -> Vec<(String, Option<u16>, bool)> {
+    let command = |reply| match reply {
+        Reply::Publish { topic, packet_id, dup, payload } => {
+            assert!(topic.starts_with("devices/d/messages/devicebound/%24.to="), "{topic}");
+            (String::from_utf8(payload).expect("text"), packet_id, dup)
+        }
+        other => panic!("no command but {other:?}"),
+    };
+    replies.into_iter().map(command).collect()
+}
+
+fn command(body: &str, packet_id: Option<u16>, dup: bool) -> (String, Option<u16>, bool) {
+    (body.to_owned(), packet_id, dup)
+}
+
+const LATER_MS: u64 = 1_700_000_300_000;
+
+fn completes(sequence: u64) -> Option<Request> {
+    let sequence = CommandSequence::new(sequence);
+    Some(Request::Settle { sequence, settlement: Settlement::Complete })
+}
+
+#[test]
+fn a_puback_completes_a_command_and_an_unknown_one_means_nothing() {
+    let mut device = Device::listening(&[(Channel::Commands, Qos::AtLeastOnce)]);
+    device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
+    device.session.handle_delivery(Some(sent(2, 3, LATER_MS)));
+    assert_eq!(
+        commands(device.replies()),
+        [command("b1", Some(1), false), command("b2", Some(2), true)]
+    );
+    device.send(Packet::Puback(9));
+    assert_eq!(device.request(), None);
+    device.send(Packet::Puback(2));
+    device.send(Packet::Puback(2));
+    assert_eq!(device.request(), completes(2));
+    device.send(Packet::Puback(1));
+    assert_eq!(device.request(), None, "one request at a time");
+    let ended = Refusal::CommandEnded { ending: Ending::Expired };
+    device.answer(Outcome::Settled(Err(Error::Refused(ended))));
+    assert_eq!(device.request(), completes(1));
+    device.answer(Outcome::Settled(Ok(())));
+    assert_eq!((device.request(), device.closed()), (None, None));
+}
+
+#[test]
+fn at_quality_0_a_command_is_completed_when_it_is_sent() {
+    let mut device = Device::listening(&[(Channel::Commands, Qos::AtMostOnce)]);
+    device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
+    assert_eq!(device.request(), None);
+    assert_eq!(commands(device.replies()), [command("b1", None, false)]);
+    assert_eq!(device.request(), completes(1));
+}
+
+#[test]
+fn a_command_is_published_once_over_a_connection() {
+    let mut device = Device::listening(&[(Channel::Commands, Qos::AtLeastOnce)]);
+    device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
+    assert_eq!(device.replies().len(), 1);
+    device.session.handle_delivery(Some(sent(1, 2, LATER_MS)));
+    assert!(device.replies().is_empty(), "its lock ran out, and the device has it");
+    device.send(Packet::Puback(1));
+    assert_eq!(device.request(), completes(1));
+}
+
+#[test]
+fn what_has_expired_or_nobody_listens_to_is_not_sent() {
+    let mut device = Device::listening(&[(Channel::Commands, Qos::AtLeastOnce)]);
+    device.session.handle_delivery(Some(sent(1, 1, 1_700_000_000_000)));
+    device.session.handle_delivery(Some(sent(2, 1, LATER_MS)));
+    assert_eq!(commands(device.replies()), [command("b2", Some(1), false)]);
+
+    let mut device = Device::connected(Config::default());
+    device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
+    assert!(device.replies().is_empty());
+}
+
+#[test]
+fn a_command_that_overtakes_the_suback_waits_for_it() {
+    let mut device = Device::connected(Config::default());
+    device.send(subscribe(5, &[(DEVICEBOUND, Qos::AtLeastOnce)]));
+    assert!(matches!(device.request(), Some(Request::Subscribe(_))));
+    device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
+    assert!(device.replies().is_empty());
+    let subscriptions = Subscriptions::from([(Channel::Commands, Qos::AtLeastOnce)]);
+    device.answer(Outcome::Subscribed(Ok(subscriptions)));
+    let replies = device.replies();
+    let granted = vec![Some(Qos::AtLeastOnce)];
+    assert_eq!(replies[0], Reply::Suback { packet_id: 5, granted });
+    assert!(matches!(replies[1], Reply::Publish { .. }));
+}
+
+#[test]
+fn a_command_that_no_packet_can_carry_is_rejected() {
+    let mut device = Device::listening(&[(Channel::Commands, Qos::AtLeastOnce)]);
+    let Delivery::Command(mut broken) = sent(1, 1, LATER_MS) else { panic!("it is one") };
+    let application = vec![("k".to_owned(), Some("/".repeat(30_000)))];
+    broken.message = Content { application, ..Content::default() }.encode();
+    device.session.handle_delivery(Some(Delivery::Command(broken)));
+    assert!(device.replies().is_empty());
+    let (sequence, settlement) = (CommandSequence::new(1), Settlement::Reject);
+    assert_eq!(device.request(), Some(Request::Settle { sequence, settlement }));
 }

@@ -2,7 +2,8 @@
 
 use drover_core::change::Message;
 use drover_core::device::{Channel, Qos, Subscriptions};
-use drover_core::ids::Version;
+use drover_core::ids::{CommandSequence, Version};
+use drover_core::mailbox::Settlement;
 use tokio::time::Instant;
 
 /// One of the things that wait for the cluster, in the order in which they came.
@@ -21,6 +22,14 @@ pub(super) enum Work {
     },
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
+    /// What became of a command.
+    Settle(Settle),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settle {
+    pub(super) sequence: CommandSequence,
+    pub(super) settlement: Settlement,
 }
 
 impl Work {
@@ -32,7 +41,8 @@ impl Work {
             Self::ReadTwin(_)
             | Self::MethodResponse { .. }
             | Self::Subscribe(_)
-            | Self::Unsubscribe(_) => 0,
+            | Self::Unsubscribe(_)
+            | Self::Settle(_) => 0,
         }
     }
 }
