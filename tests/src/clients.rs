@@ -175,16 +175,12 @@ impl Admin {
         let status = self.cluster.clone().get_status(GetStatusRequest {}).await?.into_inner();
         let mut messages = Vec::new();
         for shard in status.shards.iter().filter_map(|shard| shard.shard) {
-            let end = status.shards.iter().find(|state| state.shard == Some(shard));
-            let count = end.map_or(0, |state| state.next_offset - state.first_offset);
-            if count > 0 {
-                messages.extend(self.read(shard, 0, count).await?);
-            }
+            messages.extend(self.read(shard, 0, 0).await?);
         }
         Ok(messages)
     }
 
-    /// `limit` messages of a shard's stream.
+    /// `limit` messages of a shard's stream; 0 means all that there are now.
     pub async fn read(&self, shard: u32, offset: u64, limit: u64) -> Result<Vec<Message>, Status> {
         let from = Some(ReadFrom::Offset(offset));
         let request = ReadStreamRequest { shard, from, follow: false, limit };

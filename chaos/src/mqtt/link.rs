@@ -1,5 +1,6 @@
 //! One connection of a device, plain or TLS: bytes out when told, packets in as they come.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -52,6 +53,8 @@ impl Tls {
 pub struct Link {
     stream: Pin<Box<dyn Stream>>,
     inbound: BytesMut,
+    /// Packets that came while another one was waited for.
+    ahead: VecDeque<Packet>,
     /// What has been said but not yet written: see [`Link::flush`].
     pub out: Vec<u8>,
 }
@@ -82,7 +85,8 @@ impl Link {
             None => Box::pin(tcp),
             Some(tls) => Box::pin(tls.connector.connect(tls.name.clone(), tcp).await?),
         };
-        let mut link = Self { stream, inbound: BytesMut::new(), out: Vec::new() };
+        let mut link =
+            Self { stream, inbound: BytesMut::new(), ahead: VecDeque::new(), out: Vec::new() };
         connect.encode(&mut link.out);
         link.flush().await?;
         let answer = link.next().await?;
@@ -112,7 +116,10 @@ impl Link {
 
     /// A packet that has already arrived. Does not wait; safe to call in a loop after [`Link::fill`].
     pub fn arrived(&mut self) -> Result<Option<Packet>, codec::Malformed> {
-        codec::take_packet(&mut self.inbound)
+        match self.ahead.pop_front() {
+            Some(packet) => Ok(Some(packet)),
+            None => codec::take_packet(&mut self.inbound),
+        }
     }
 
     /// Waits for the next packet. Cancel safe: bytes stay in the link.
@@ -125,16 +132,20 @@ impl Link {
         }
     }
 
-    /// Subscribes and waits until that is granted. Other packets that come meanwhile are dropped.
+    /// Subscribes and waits until that is granted. Other packets that come meanwhile are the next ones afterwards.
     pub async fn subscribe(&mut self, filter: &str, qos: u8) -> anyhow::Result<()> {
         codec::put_subscribe(&mut self.out, u16::MAX, filter, qos);
         self.flush().await?;
-        loop {
-            if let Packet::SubAck { codes, .. } = timeout(CONNECT_TIMEOUT, self.next()).await?? {
-                ensure!(codes.iter().all(|code| *code <= 1), "{filter} was refused");
-                return Ok(());
+        let mut before = VecDeque::new();
+        let codes = loop {
+            match timeout(CONNECT_TIMEOUT, self.next()).await?? {
+                Packet::SubAck { codes, .. } => break codes,
+                other => before.push_back(other),
             }
-        }
+        };
+        self.ahead = before;
+        ensure!(codes.iter().all(|code| *code <= 1), "{filter} was refused");
+        Ok(())
     }
 
     /// Gives back the memory of the read buffer: ten thousand idle links hold none.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -132,14 +133,13 @@ async fn a_flipped_bit_in_a_table_stops_that_replica_reports_it_and_is_never_ser
         device.publish(&topic, body).await?;
     }
     let shard = admin.messages_of("logger").await?[0].shard;
-    // An orderly stop and start moves what is in the log into tables.
+    // An orderly stop and start moves what is in the log into tables. They rot while the node runs: where a start or a
+    // compaction finds the damage first, all of the node ends, as with a damaged log.
     nodes.stop(0)?;
     nodes.restart(0)?;
     nodes.until_ready().await;
-    nodes.kill(0)?;
     let damaged = flip_a_bit_of(&sent[100], &nodes.data(0), "sst")?;
     assert!(damaged > 0, "the message is in a table");
-    nodes.restart(0)?;
 
     // Whoever reads the stream at that node finds the damage out, and is answered by the others.
     let reader = nodes.admin(0)?;
@@ -193,12 +193,13 @@ fn bodies(messages: &[drover_proto::admin::Message]) -> Vec<Vec<u8>> {
 fn flip_a_bit_of(content: &[u8], folder: &Path, ending: &str) -> Result<usize> {
     let mut damaged = 0;
     for file in files(folder, ending)? {
-        let mut bytes = fs::read(&file)?;
+        let bytes = fs::read(&file)?;
         let Some(place) = bytes.windows(content.len()).position(|window| window == content) else {
             continue;
         };
-        bytes[place] ^= 0b0001_0000;
-        fs::write(file, bytes)?;
+        // In place: the node has the file open.
+        let flipped = [bytes[place] ^ 0b0001_0000];
+        fs::OpenOptions::new().write(true).open(file)?.write_all_at(&flipped, place as u64)?;
         damaged += 1;
     }
     Ok(damaged)
