@@ -33,6 +33,7 @@ test: ## run all tests, with clients from elsewhere; what CI runs
 	$(CARGO) build --workspace --all-targets
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test --workspace --test tidy
+	$(CARGO) test --workspace --test simulation -- --test-threads 1 --nocapture
 	$(CARGO) test --workspace --test e2e -- --test-threads $(E2E_THREADS)
 	$(CHAOS) kill --seconds 60
 
@@ -47,8 +48,7 @@ e2e: ## run the tests of whole processes: make e2e ARGS=failover
 sim: build ## run the simulation: make sim ARGS="--seeds 100"
 	$(CHAOS) sim $(ARGS)
 
-sim-mutants: setup ## plant three mistakes, one after the other: the simulation must find each
-	$(CARGO) build --workspace --bin chaos --features drover-chaos/mutants
+sim-mutants: build ## plant three mistakes, one after the other: the simulation must find each
 	$(CHAOS) sim --mutant ack-before-commit
 	$(CHAOS) sim --mutant no-epoch-check
 	$(CHAOS) sim --mutant applied-index-outside-batch

@@ -138,6 +138,20 @@ fn protocols_know_no_storage_no_raft_and_not_each_other() {
 }
 
 #[test]
+fn nothing_in_the_product_plants_a_mistake() {
+    let where_it_is_defined = checkout().join("cluster/core/src/mutants.rs");
+    assert!(
+        names(&text(&where_it_is_defined), "plant"),
+        "does this test still look for the right word?"
+    );
+    let breaches = ["cluster", "node", "proto"].into_iter().flat_map(|package| {
+        let breaches = namings(&checkout().join(package), &["plant".to_owned()]);
+        breaches.into_iter().filter(|breach| !breach.starts_with(&shown(&where_it_is_defined)))
+    });
+    assert_none("only the simulation plants mistakes", &breaches.collect::<Vec<_>>());
+}
+
+#[test]
 fn every_source_file_says_why_it_exists() {
     let all = files(&checkout(), &[".rs"]);
     let silent = all.iter().filter(|file| !text(file).starts_with("//! "));

@@ -9,6 +9,7 @@ use drover_chaos::sim::plan::Plan;
 use drover_chaos::sim::seeds::{Runner, check_not_vacuous, known, total};
 use drover_chaos::sim::verdict::Verdict;
 use drover_chaos::sim::{self};
+use drover_core::mutants::{Mutation, plant};
 
 /// Deep recursions of a debugger's kind of build need more than a thread's usual stack.
 const STACK_BYTES: usize = 16 * 1024 * 1024;
@@ -24,18 +25,16 @@ pub(super) struct Sim {
     /// How many seeds at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Plant a mistake that the simulation has to find (only if it was built with the feature `mutants`).
+    /// Plant a mistake that the simulation has to find: ack-before-commit, no-epoch-check or
+    /// applied-index-outside-batch.
     #[arg(long)]
-    mutant: Option<String>,
+    mutant: Option<Mutation>,
     #[arg(long)]
     json: bool,
 }
 
 impl Sim {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        if let Some(mutant) = &self.mutant {
-            plant(mutant)?;
-        }
         match self.seed {
             Some(seed) => self.run_here(seed),
             None => self.run_processes().await,
@@ -43,6 +42,9 @@ impl Sim {
     }
 
     fn run_here(self, seed: u64) -> anyhow::Result<()> {
+        if let Some(mutant) = self.mutant {
+            plant(mutant);
+        }
         // A simulated node has a runtime of its own, which cannot run inside this thread's.
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
         let running = thread.spawn(move || sim::run(Plan::new(seed)))?;
@@ -55,23 +57,25 @@ impl Sim {
     async fn run_processes(self) -> anyhow::Result<()> {
         let program: PathBuf = std::env::current_exe()?;
         let mut runner = Runner::new(&program, self.jobs);
-        runner.mutant.clone_from(&self.mutant);
+        runner.mutant = self.mutant;
         let fresh = range(&self.seeds)?;
         let seeds = known().into_iter().chain(fresh);
         let verdicts = runner
             .run(seeds, |verdict| {
-                eprintln!("{}", Shown(verdict));
+                eprintln!("{}", Brief(verdict));
                 verdict.is_valid()
             })
             .await?;
         let failed = verdicts.iter().find(|verdict| !verdict.is_valid());
-        if let Some(mutant) = &self.mutant {
+        if let Some(mutant) = self.mutant {
+            let mutant = mutant.name();
             let Some(found) = failed else { bail!("the mutant {mutant} survives") };
-            let line = format!("the mutant {mutant} is found by seed {}", found.seed);
+            let first = found.problems.first().map_or("", String::as_str);
+            let line = format!("the mutant {mutant} is found by seed {}: {first}", found.seed);
             return super::print(&line, &found, self.json);
         }
         let total = total(&verdicts);
-        let line = format!("{} seeds: {total:?}", verdicts.len());
+        let line = format!("{} seeds\n{total}", verdicts.len());
         super::print(&line, &total, self.json)?;
         if let Some(failed) = failed {
             bail!("seed {} did not pass; replay it: make sim ARGS=\"--seed {0}\"", failed.seed);
@@ -88,16 +92,18 @@ fn range(text: &str) -> anyhow::Result<Range<u64>> {
     Ok(number(first)?..number(end)?)
 }
 
-#[cfg(feature = "mutants")]
-fn plant(mutant: &str) -> anyhow::Result<()> {
-    let mutation = mutant.parse().map_err(anyhow::Error::msg)?;
-    drover_core::mutants::plant(mutation);
-    Ok(())
-}
+/// A verdict in a line, or in full where there is something to look into.
+struct Brief<'a>(&'a Verdict);
 
-#[cfg(not(feature = "mutants"))]
-fn plant(mutant: &str) -> anyhow::Result<()> {
-    bail!("{mutant}: this program was built without the feature `mutants`, see make sim-mutants")
+impl std::fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Verdict { seed, trace, events, .. } if self.0.is_valid() => {
+                write!(f, "seed {seed} passed: trace {trace}, {events} events")
+            }
+            failed => write!(f, "{}", Shown(failed)),
+        }
+    }
 }
 
 /// A verdict for people.
@@ -107,8 +113,8 @@ impl std::fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Verdict { seed, problems, counts, trace, events, simulated_ms, recent } = self.0;
         let word = if problems.is_empty() { "passed" } else { "FAILED" };
-        write!(f, "seed {seed} {word}: trace {trace}, {events} events in {simulated_ms} ms; ")?;
-        write!(f, "{counts:?}")?;
+        writeln!(f, "seed {seed} {word}: trace {trace}, {events} events in {simulated_ms} ms")?;
+        write!(f, "{counts}")?;
         for problem in problems.iter().take(10) {
             write!(f, "\n  {problem}")?;
         }

@@ -46,6 +46,19 @@ pub enum WriteAnswer {
     Unknown,
 }
 
+impl SectionOperation {
+    /// Whether a condition was answered to be met. Nothing where there was none, or no answer.
+    pub fn condition(&self) -> Option<bool> {
+        match self {
+            Self::Read(_)
+            | Self::Write { condition: WriteCondition::None, .. }
+            | Self::Write { answer: WriteAnswer::Unknown, .. } => None,
+            Self::Write { answer: WriteAnswer::Accepted { .. }, .. } => Some(true),
+            Self::Write { answer: WriteAnswer::Mismatch { .. }, .. } => Some(false),
+        }
+    }
+}
+
 impl SectionState {
     pub fn slot(value: u64) -> usize {
         (value % SLOTS) as usize

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use drover_cluster::storage::simulated::Behaviour;
 use rand::Rng;
 use rand::rngs::StdRng;
 use turmoil::Sim;
@@ -44,7 +43,9 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    pub(super) fn new(plan: &Plan, history: History, now_ms: u64) -> Self {
+    /// From here on disks may fail.
+    pub(super) fn new(plan: &Plan, history: History, machines: &[Machine], now_ms: u64) -> Self {
+        machines.iter().for_each(|machine| machine.disk.set_behaviour(plan.disk));
         let draw = stream(plan.seed, "faults", 0);
         let mut faults = Self {
             draw,
@@ -74,7 +75,7 @@ impl Faults {
     ) {
         let failed = std::mem::take(&mut self.history.lock().failed);
         for (node, _) in failed {
-            self.history.lock().counts.failed_syncs += 1;
+            self.history.lock().counts.faults.syncs_failed += 1;
             self.crash(node, now_ms, sim, machines, observer);
         }
         while let Some(entry) = self.due.first_entry()
@@ -82,11 +83,11 @@ impl Faults {
         {
             match entry.remove() {
                 Act::Crash(node) => {
-                    self.history.lock().counts.crashes += 1;
+                    self.history.lock().counts.faults.crashes += 1;
                     self.crash(node, now_ms, sim, machines, observer);
                 }
                 Act::PowerCut => {
-                    self.history.lock().counts.power_cuts += 1;
+                    self.history.lock().counts.faults.power_cuts += 1;
                     for machine in machines {
                         self.crash(machine.number, now_ms, sim, machines, observer);
                     }
@@ -105,7 +106,7 @@ impl Faults {
         self.history.note("the faults are over");
         self.restore(sim);
         for machine in machines {
-            machine.disk.set_behaviour(Behaviour { failing_syncs_per_mille: 0, ..self.plan.disk });
+            machine.disk.set_behaviour(self.plan.disk.sound());
         }
         for node in std::mem::take(&mut self.down) {
             self.note_start(node);
@@ -127,9 +128,15 @@ impl Faults {
         }
         let disk = &machines[node as usize - 1].disk;
         let unsynced = disk.unsynced();
-        self.history.note(format_args!("node {node} loses power with {unsynced} writes unsynced"));
-        self.history.lock().counts.unsynced_at_crash += unsynced as u64;
-        disk.crash();
+        let lost = disk.crash();
+        self.history.note(format_args!(
+            "node {node} loses power, and {lost} of {unsynced} unsynced writes"
+        ));
+        {
+            let counts = &mut self.history.lock().counts.faults;
+            counts.writes_unsynced += unsynced as u64;
+            counts.writes_lost += lost as u64;
+        }
         sim.crash(host(node));
         observer.forget(node);
         let pause_ms = self.draw.random_range(50..3_000);
@@ -154,7 +161,7 @@ impl Faults {
         self.plan_at(end_ms, Act::Period);
         if self.draw.random_bool(QUIET) {
             self.history.note("a quiet period");
-            self.history.lock().counts.quiet_periods += 1;
+            self.history.lock().counts.faults.quiet_periods += 1;
             return;
         }
         for fault in self.plan.faults.clone() {
@@ -173,19 +180,19 @@ impl Faults {
             Fault::Crash => self.plan_at(at_ms, Act::Crash(node)),
             Fault::PowerCut => self.plan_at(at_ms, Act::PowerCut),
             Fault::Isolate => {
-                self.history.lock().counts.partitions += 1;
+                self.history.lock().counts.faults.partitions += 1;
                 self.each_other(node, |other| sim.partition(host(node), host(other)));
             }
             Fault::OneWay => {
-                self.history.lock().counts.partitions += 1;
+                self.history.lock().counts.faults.partitions += 1;
                 sim.partition_oneway(host(node), host(other));
             }
             Fault::Hold => {
-                self.history.lock().counts.holds += 1;
+                self.history.lock().counts.faults.holds += 1;
                 self.each_other(node, |other| sim.hold(host(node), host(other)));
             }
             Fault::Slow => {
-                self.history.lock().counts.slow_periods += 1;
+                self.history.lock().counts.faults.slow_periods += 1;
                 sim.set_max_message_latency(SLOW);
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::counts::Counts;
 use crate::promises::Violation;
 use crate::promises::linearizable::Timed;
 use crate::promises::twin_section::{SectionOperation, SectionState};
@@ -67,33 +68,6 @@ pub(super) struct Opened {
 pub(super) enum Section {
     Desired,
     Reported,
-}
-
-/// How often what happened, so that a run in which nothing did is no pass.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Counts {
-    pub appends_acked: u64,
-    pub messages_stored: u64,
-    pub reported_acked: u64,
-    pub desired_acked: u64,
-    pub twin_reads: u64,
-    pub stream_reads: u64,
-    pub unknown: u64,
-    pub fenced: u64,
-    pub deliveries: u64,
-    pub takeovers: u64,
-    /// Take-overs while the former connection had a publish under way.
-    pub takeovers_in_flight: u64,
-    pub crashes: u64,
-    pub power_cuts: u64,
-    pub partitions: u64,
-    pub holds: u64,
-    pub slow_periods: u64,
-    pub quiet_periods: u64,
-    pub failed_syncs: u64,
-    pub leader_changes: u64,
-    /// Writes that a crash had to decide about.
-    pub unsynced_at_crash: u64,
 }
 
 /// The record of a run. Cheap to clone.
@@ -190,6 +164,11 @@ impl Inner {
         self.events
     }
 
+    /// Takes something that no line tells into the trace.
+    pub(super) fn mix(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+    }
+
     pub(super) fn trace(&self) -> String {
         let digest = self.hash.clone().finalize();
         let shown: [u8; 8] = *digest.first_chunk().expect("a digest is longer");
@@ -228,9 +207,9 @@ impl Inner {
 
     pub(super) fn end_append(&mut self, begun: Begun<usize>, end: AppendEnd) {
         match end {
-            AppendEnd::Stored { .. } => self.counts.appends_acked += 1,
+            AppendEnd::Stored { .. } => self.counts.operations.appends_acknowledged += 1,
             AppendEnd::Refused => {}
-            AppendEnd::Unknown => self.counts.unknown += 1,
+            AppendEnd::Unknown => self.counts.operations.unknown += 1,
         }
         self.appends[begun.place].end = end;
     }
@@ -258,6 +237,11 @@ impl Inner {
         let operations = self.twins.entry((device, section)).or_default();
         match answered {
             Some((operation, at)) => {
+                match operation.condition() {
+                    Some(true) => self.counts.operations.conditions_met += 1,
+                    Some(false) => self.counts.operations.conditions_refused += 1,
+                    None => {}
+                }
                 operations[place].operation = operation;
                 operations[place].ended = Some(at);
             }
@@ -265,26 +249,26 @@ impl Inner {
         }
     }
 
-    /// When an operation on a twin has begun.
-    pub(super) fn begun_of(&self, begun: &Begun<(String, Section, usize)>) -> Option<u64> {
-        let (device, section, place) = &begun.place;
-        let operations = self.twins.get(&(device.clone(), *section))?;
-        operations.get(*place).map(|operation| operation.begun)
-    }
-
     pub(super) fn opened(&mut self, device: &str, epoch: u64, at: u64) {
         let is_takeover = self.opened.get(device).is_some_and(|opened| !opened.is_empty());
         let is_under_way = self.appends.iter().rev().take(200).any(|append| {
             append.device == device && append.epoch < epoch && append.end == AppendEnd::Unknown
         });
-        self.counts.takeovers += u64::from(is_takeover);
-        self.counts.takeovers_in_flight += u64::from(is_takeover && is_under_way);
+        self.counts.operations.takeovers += u64::from(is_takeover);
+        self.counts.operations.takeovers_in_flight += u64::from(is_takeover && is_under_way);
         self.opened.entry(device.to_owned()).or_default().push(Opened { epoch, at });
+    }
+
+    /// Whether a newer connection of the device was told that it is connected before `begun`.
+    pub(super) fn is_replaced(&self, device: &str, epoch: u64, begun: u64) -> bool {
+        let mut opened = self.opened.get(device).into_iter().flatten();
+        opened.any(|newer| newer.epoch > epoch && newer.at < begun)
     }
 
     /// Two reads of an offset are equal, whoever reads and whenever (I-2).
     pub(super) fn read_offset(&mut self, shard: u32, offset: u64, hash: u64, by: &dyn Display) {
-        let first = *self.offsets.entry((shard, offset)).or_insert(hash);
+        let Some(first) = self.offsets.insert((shard, offset), hash) else { return };
+        self.counts.checks.repeated_offsets += 1;
         if first != hash {
             let seen = format!("{by} reads another message than was read before");
             let subject = format!("shard {shard} offset {offset}");
@@ -295,31 +279,3 @@ impl Inner {
 
 /// The begin of an operation that is to be left out.
 pub(super) const NEVER: u64 = u64::MAX;
-
-impl Counts {
-    /// Both together.
-    pub fn plus(&self, other: &Self) -> Self {
-        Self {
-            appends_acked: self.appends_acked + other.appends_acked,
-            messages_stored: self.messages_stored + other.messages_stored,
-            reported_acked: self.reported_acked + other.reported_acked,
-            desired_acked: self.desired_acked + other.desired_acked,
-            twin_reads: self.twin_reads + other.twin_reads,
-            stream_reads: self.stream_reads + other.stream_reads,
-            unknown: self.unknown + other.unknown,
-            fenced: self.fenced + other.fenced,
-            deliveries: self.deliveries + other.deliveries,
-            takeovers: self.takeovers + other.takeovers,
-            takeovers_in_flight: self.takeovers_in_flight + other.takeovers_in_flight,
-            crashes: self.crashes + other.crashes,
-            power_cuts: self.power_cuts + other.power_cuts,
-            partitions: self.partitions + other.partitions,
-            holds: self.holds + other.holds,
-            slow_periods: self.slow_periods + other.slow_periods,
-            quiet_periods: self.quiet_periods + other.quiet_periods,
-            failed_syncs: self.failed_syncs + other.failed_syncs,
-            leader_changes: self.leader_changes + other.leader_changes,
-            unsynced_at_crash: self.unsynced_at_crash + other.unsynced_at_crash,
-        }
-    }
-}

@@ -6,17 +6,19 @@
 //! statics of libraries would carry over. [`seeds`] starts those processes.
 
 mod clock;
+mod counts;
 mod faults;
 mod history;
 mod network;
 mod node;
 mod observe;
+mod panics;
 pub mod plan;
 pub mod seeds;
 pub mod verdict;
 mod workload;
 
-pub use history::Counts;
+pub use counts::Counts;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -43,6 +45,7 @@ const SOCKET_SEGMENTS: usize = 4_096;
 
 /// Runs a plan to its end, on this thread.
 pub fn run(plan: Plan) -> Verdict {
+    panics::watch();
     let mut run = Run::new(plan);
     run.carry_out();
     run.judge()
@@ -81,7 +84,7 @@ impl Run {
             let machine = machine.clone();
             sim.host(network::host(machine.number), move || machine.clone().live());
         }
-        let observer = Observer::new(history.clone(), plan.shards);
+        let observer = Observer::new(history.clone(), &plan);
         Self { plan, history, machines, devices, observer, sim }
     }
 
@@ -98,7 +101,8 @@ impl Run {
             return self.give_up("I-38 start", "the cluster did not start");
         }
         self.enter(Phase::Load);
-        let mut faults = Faults::new(&self.plan, self.history.clone(), self.now_ms());
+        let mut faults =
+            Faults::new(&self.plan, self.history.clone(), &self.machines, self.now_ms());
         self.step_until(self.plan.faults_ms, Some(&mut faults), |_| false);
         faults.end(&mut self.sim, &self.machines);
         self.enter(Phase::Heal);
@@ -147,9 +151,7 @@ impl Run {
                 faults.step(now_ms, &mut self.sim, &self.machines, &mut self.observer);
             }
             if now_ms.is_multiple_of(LOOK_EVERY_MS) {
-                for machine in &self.machines {
-                    self.observer.look(machine.number, &machine.disk);
-                }
+                self.observer.look(&self.machines);
             }
             if now_ms.is_multiple_of(10) && is_done(self) {
                 return true;
@@ -160,20 +162,16 @@ impl Run {
 
     /// Whether every group is equally far on all its replicas. That they then hold the same is checked by the look.
     fn replicas_agree(&mut self) -> bool {
-        let mut standings: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for machine in &self.machines {
-            for (group, standing) in self.observer.look(machine.number, &machine.disk) {
-                if standing.applied > 0 {
-                    standings.entry(group).or_default().push(standing);
-                }
-            }
-        }
-        let agree = |standings: &Vec<observe::Standing>| {
-            standings
-                .iter()
-                .all(|standing| *standing == standings[0] && standing.applied == standing.last)
-        };
-        standings.len() == self.observer.groups().count() && standings.values().all(agree)
+        let standings = self.observer.look(&self.machines);
+        self.observer.groups().all(|group| {
+            let of_group = standings.get(&group).into_iter().flat_map(BTreeMap::values);
+            // Nodes without a replica have nothing of the group.
+            let replicas: Vec<_> = of_group.filter(|standing| standing.last > 0).collect();
+            replicas.len() == self.plan.replicas(group)
+                && replicas
+                    .iter()
+                    .all(|replica| *replica == replicas[0] && replica.applied == replica.last)
+        })
     }
 
     fn judge(self) -> Verdict {

@@ -26,7 +26,7 @@ use tokio::time::sleep;
 use super::clock::SkewedClock;
 use super::history::{History, Phase};
 use super::network::{SimulatedNetwork, address};
-use super::plan::{Plan, stream};
+use super::plan::{Plan, REPLICATION_FACTOR, stream};
 use super::workload::Workload;
 use crate::promises::Violation;
 
@@ -53,7 +53,7 @@ impl Machine {
         history: History,
     ) -> Self {
         let seed = stream(plan.seed, "disk", u64::from(number)).random();
-        let disk = SimulatedDisk::new(seed, plan.disk);
+        let disk = SimulatedDisk::new(seed, plan.disk.sound());
         Self { number, disk, plan, devices, history, lives: Rc::default() }
     }
 
@@ -152,7 +152,7 @@ impl Machine {
         let initialization = Initialization {
             members: members.collect(),
             shard_count: self.plan.shards,
-            replication_factor: 3,
+            replication_factor: REPLICATION_FACTOR,
         };
         // Repeated, because the others may not listen yet.
         while let Err(error) = cluster.initialize(initialization.clone()).await {

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use drover_cluster::core::ids::GroupId;
 use drover_cluster::storage::simulated::Behaviour;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// Simulated time with faults. Most of what breaks breaks within seconds; more seeds find more than longer runs.
 const FAULTS_MS: u64 = 25_000;
+
+/// Replicas of each shard. A plan has at least so many nodes.
+pub(super) const REPLICATION_FACTOR: u8 = 3;
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -51,6 +55,14 @@ impl Fault {
 }
 
 impl Plan {
+    /// How many replicas a group has.
+    pub fn replicas(&self, group: GroupId) -> usize {
+        match group {
+            GroupId::Meta => self.nodes as usize,
+            GroupId::Shard(_) => usize::from(REPLICATION_FACTOR),
+        }
+    }
+
     pub fn new(seed: u64) -> Self {
         let mut draw = stream(seed, "plan", 0);
         let nodes = if draw.random_bool(0.15) { 5 } else { 3 };
@@ -69,7 +81,7 @@ impl Plan {
                 failing_syncs_per_mille: u32::from(draw.random_bool(0.2)),
             },
             latency_max: Duration::from_millis([2, 10, 40][draw.random_range(0..3)]),
-            log_entries_kept: if draw.random_bool(0.3) { 300 } else { 100_000 },
+            log_entries_kept: [20, 200, 100_000][draw.random_range(0..3)],
             pause_ms_max: [60, 200, 500][draw.random_range(0..3)],
             skew_ms_max: [0, 100, 3_600_000][draw.random_range(0..3)],
             faults,

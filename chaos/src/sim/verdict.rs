@@ -11,9 +11,11 @@ use drover_cluster::raft::types::{EntryPayload, Proposal};
 use drover_cluster::wire::record::batch_from_bytes;
 use serde::{Deserialize, Serialize};
 
-use super::history::{AppendEnd, Counts, Inner, NEVER, Section};
+use super::counts::Counts;
+use super::history::{AppendEnd, Inner, NEVER, Section};
 use super::node::Machine;
 use super::observe::{self, Observer};
+use super::panics;
 use super::plan::Plan;
 use crate::history::{DeviceHistory, StoredCopy, Transmission};
 use crate::promises::Violation;
@@ -60,12 +62,17 @@ pub(super) fn judge(evidence: Evidence<'_>, simulated_ms: u64) -> Verdict {
     let streams = streams(plan, machines, &mut problems);
     let histories = device_histories(plan, history, devices);
     let telemetry = p1_telemetry::check(&histories, &copies(&streams));
-    history.counts.messages_stored = telemetry.stored;
+    history.counts.operations.messages_stored = telemetry.stored;
+    history.counts.operations.snapshots_taken =
+        machines.iter().map(|machine| machine.disk.snapshots_imported()).sum();
+    history.counts.checks.stored_messages = telemetry.stored;
+    history.counts.checks.streams = streams.len() as u64;
     problems.extend(telemetry.violations);
     problems.extend(check_offsets(plan, history, &streams));
     problems.extend(check_fencing(history, &streams));
     let logged = logged(plan, observer);
     problems.extend(check_twins(history, logged.as_ref()));
+    problems.extend(panics::violations());
     let subject = problems.first().map(|first| first.subject.clone());
     let recent = subject.map_or_else(Vec::new, |subject| {
         let named = subject.split_whitespace().find(|word| word.starts_with("device-"));
@@ -171,7 +178,7 @@ fn device_histories(plan: &Plan, history: &Inner, devices: &[DeviceId]) -> Vec<D
 /// An acknowledged message stands where its acknowledgement said (I-1), and its group stands together.
 fn check_offsets(
     plan: &Plan,
-    history: &Inner,
+    history: &mut Inner,
     streams: &BTreeMap<u32, Vec<StoredMessage>>,
 ) -> Vec<Violation> {
     let mut violations = Vec::new();
@@ -185,6 +192,7 @@ fn check_offsets(
             let stored = stream.and_then(|stream| stream.get(offset as usize)).and_then(copy_of);
             let is_it = stored
                 .is_some_and(|copy| copy.device == append.device && copy.sequence == sequence);
+            history.counts.checks.acknowledged_messages += 1;
             if !is_it {
                 let seen = format!("message {sequence} is not at its offset {offset}");
                 violations.push(Violation::new("I-1 at its offset", &append.device, seen));
@@ -195,7 +203,10 @@ fn check_offsets(
 }
 
 /// What a connection sends after a newer one was told that it is connected is not stored (I-22).
-fn check_fencing(history: &Inner, streams: &BTreeMap<u32, Vec<StoredMessage>>) -> Vec<Violation> {
+fn check_fencing(
+    history: &mut Inner,
+    streams: &BTreeMap<u32, Vec<StoredMessage>>,
+) -> Vec<Violation> {
     let stored: BTreeSet<(String, u64)> = streams
         .values()
         .flatten()
@@ -203,24 +214,24 @@ fn check_fencing(history: &Inner, streams: &BTreeMap<u32, Vec<StoredMessage>>) -
         .map(|copy| (copy.device, copy.sequence))
         .collect();
     let mut violations = Vec::new();
+    let mut fences = 0;
     for append in &history.appends {
-        let mut connections = history.opened.get(&append.device).into_iter().flatten();
-        let Some(replaced) =
-            connections.find(|opened| opened.epoch > append.epoch && opened.at < append.begun)
-        else {
+        if !history.is_replaced(&append.device, append.epoch, append.begun) {
             continue;
-        };
+        }
+        fences += 1;
         let sequences = (append.first_sequence..).take(append.positions.len());
         for sequence in sequences {
             if stored.contains(&(append.device.clone(), sequence)) {
                 let seen = format!(
-                    "message {sequence} of connection {} was sent after {} was connected, and is stored",
-                    append.epoch, replaced.epoch
+                    "message {sequence} of connection {} is stored, and was sent after a newer one was connected",
+                    append.epoch
                 );
                 violations.push(Violation::new("I-22 fenced", &append.device, seen));
             }
         }
     }
+    history.counts.checks.fences += fences;
     violations
 }
 
@@ -268,7 +279,7 @@ fn written(change: Change) -> Option<(String, Section, u64)> {
     Some((device.to_string(), section, number))
 }
 
-fn check_twins(history: &Inner, logged: Option<&Logged>) -> Vec<Violation> {
+fn check_twins(history: &mut Inner, logged: Option<&Logged>) -> Vec<Violation> {
     let mut violations = Vec::new();
     for ((device, section), operations) in &history.twins {
         let key = (device.clone(), *section);
@@ -283,6 +294,8 @@ fn check_twins(history: &Inner, logged: Option<&Logged>) -> Vec<Violation> {
             timed.begun != NEVER && !is_dropped
         };
         let operations: Vec<_> = operations.iter().filter(matters).cloned().collect();
+        history.counts.checks.twin_histories += 1;
+        history.counts.checks.twin_operations += operations.len() as u64;
         let seen = match check(&TwinSection, initial.clone(), &operations) {
             Judgement::Linearizable => continue,
             Judgement::Violated { stuck, fitted } => format!(

@@ -167,7 +167,11 @@ impl Workload {
                 Delivery::Desired { version, .. } => {
                     let version = version.get();
                     self.history.note(format_args!("{device} as {epoch} gets desired {version}"));
-                    self.history.lock().counts.deliveries += 1;
+                    {
+                        let counts = &mut self.history.lock().counts;
+                        counts.operations.desired_delivered += 1;
+                        counts.checks.deliveries += u64::from(connection.delivered > 0);
+                    }
                     if version <= connection.delivered {
                         let seen = format!("version {version} after {}", connection.delivered);
                         let subject = format!("{device} as {epoch}");
@@ -216,7 +220,7 @@ impl Workload {
             }
             Err(error) if is_unknown(error) => (AppendEnd::Unknown, ControlFlow::Break(())),
             Err(error) => {
-                history.counts.fenced += u64::from(is_fenced(error));
+                history.counts.operations.fenced += u64::from(is_fenced(error));
                 (AppendEnd::Refused, next_after(error))
             }
         };
@@ -236,24 +240,22 @@ impl Workload {
         let condition =
             expected.map_or(WriteCondition::None, |version| WriteCondition::Version(version.get()));
         let write = |answer| SectionOperation::Write { value, condition, answer };
-        let begun = {
+        let (begun, begun_at) = {
             let mut history = self.history.lock();
             let at =
                 history.note(format_args!("{device} as {epoch} reports {value} {condition:?}"));
             let unknown = write(WriteAnswer::Unknown);
-            history.begin_twin(device.as_str(), Section::Reported, unknown, at)
+            (history.begin_twin(device.as_str(), Section::Reported, unknown, at), at)
         };
         let answer = connection.session.patch_reported(expected, patch(value)).await;
         let mut history = self.history.lock();
         let at = history.note(format_args!("{device} as {epoch} reported {value}: {answer:?}"));
+        let is_replaced = history.is_replaced(device.as_str(), epoch, begun_at);
+        history.counts.checks.fences += u64::from(is_replaced);
         let (end, next) = match answer {
             Ok(version) => {
-                history.counts.reported_acked += 1;
-                let newest = history.opened.get(device.as_str());
-                let fence = newest.into_iter().flatten().any(|opened| {
-                    opened.epoch > epoch && history.begun_of(&begun).is_some_and(|b| b > opened.at)
-                });
-                if fence {
+                history.counts.operations.reported_acknowledged += 1;
+                if is_replaced {
                     let seen = format!("version {version} is from a connection replaced before");
                     let subject = format!("{device} as {epoch}");
                     history.violations.push(Violation::new("I-22 fenced", subject, seen));
@@ -266,11 +268,11 @@ impl Workload {
                 (Some((write(answer), at)), ControlFlow::Continue(()))
             }
             Err(error) if is_unknown(&error) => {
-                history.counts.unknown += 1;
+                history.counts.operations.unknown += 1;
                 return ControlFlow::Break(());
             }
             Err(error) => {
-                history.counts.fenced += u64::from(is_fenced(&error));
+                history.counts.operations.fenced += u64::from(is_fenced(&error));
                 (None, next_after(&error))
             }
         };
@@ -355,12 +357,12 @@ impl Workload {
         match answer {
             Ok(answer) => {
                 let is_accepted = matches!(answer, WriteAnswer::Accepted { .. });
-                history.counts.desired_acked += u64::from(is_accepted);
+                history.counts.operations.desired_acknowledged += u64::from(is_accepted);
                 history.end_twin(begun, Some((write(answer), at)));
                 is_accepted
             }
             Err(error) if is_unknown(&error) => {
-                history.counts.unknown += 1;
+                history.counts.operations.unknown += 1;
                 false
             }
             Err(_) => {
@@ -391,7 +393,7 @@ impl Workload {
             "{device}: read desired {}, reported {}",
             desired.version, reported.version
         ));
-        history.counts.twin_reads += 1;
+        history.counts.operations.twins_read += 1;
         for (section, state) in [(Section::Desired, desired), (Section::Reported, reported)] {
             let read = SectionOperation::Read(state);
             let operation = history.begin_twin(device.as_str(), section, read.clone(), begun);
@@ -409,7 +411,7 @@ impl Workload {
         let Ok(page) = self.cluster.read_stream(shard, from, limits).await else { return };
         let mut history = self.history.lock();
         history.note(format_args!("shard {number}: read {} from {from}", page.messages.len()));
-        history.counts.stream_reads += 1;
+        history.counts.operations.pages_read += 1;
         let reader = format!("a client of node {}", self.node);
         for stored in &page.messages {
             let hash = super::observe::message_hash(stored);

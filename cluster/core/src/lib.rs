@@ -12,7 +12,7 @@ pub mod ids;
 pub mod mailbox;
 pub mod message;
 pub mod meta;
-#[cfg(feature = "mutants")]
+#[doc(hidden)]
 pub mod mutants;
 pub mod placement;
 pub mod presence;

@@ -469,7 +469,8 @@ impl Cluster {
             initial::meta(initialization, &mut *random)?
         };
         let group = GroupId::Meta;
-        self.shared.groups.initialize(meta).await.map_err(|error| match error {
+        let at = self.shared.config.clock.now();
+        self.shared.groups.initialize(meta, at).await.map_err(|error| match error {
             crate::raft::Error::NotLeader { .. } => Error::NoLeader { group },
             crate::raft::Error::Unknown => Error::LeaderLost { group },
             crate::raft::Error::Timeout => Error::Timeout,

@@ -28,6 +28,7 @@ mod due;
 pub mod error;
 mod initial;
 mod live;
+mod mutant;
 mod node;
 mod outbox;
 mod pace;

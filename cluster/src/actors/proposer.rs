@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use drover_core::change::{Done, Effect, Outcome};
 use drover_core::ids::{DeviceId, LogTime, NodeId, Offset, SessionEpoch};
+use drover_core::mutants::{Mutation, is_planted};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use ractor::ActorRef;
@@ -21,6 +22,7 @@ use tracing::warn;
 
 use super::clock::Clock;
 use super::config::Limits;
+use super::mutant::acknowledge_early;
 use super::pace::Pace;
 use super::reply::{Proposed, Waiting};
 use super::shard::ShardMsg;
@@ -132,13 +134,14 @@ impl Proposer {
     /// Takes the changes of the next entry out of the queue and proposes them. openraft takes the entry in at the first
     /// poll, in the order of the calls, so entries keep their order also when several are under way.
     fn next_entry(&self, waiting: &mut VecDeque<Proposal>, at: LogTime) -> Option<InFlight> {
-        let proposals = self.refuse_if_full(self.gather(waiting));
+        let mut proposals = self.refuse_if_full(self.gather(waiting));
         if proposals.is_empty() {
             return None;
         }
         let entry = encode_batch(at, proposals.iter().map(|proposal| &proposal.change));
-        #[cfg(feature = "mutants")]
-        let proposals = self.acknowledge_early(proposals);
+        if is_planted(Mutation::AcknowledgeBeforeCommit) {
+            acknowledge_early(&mut proposals, *self.group.stream_end().borrow());
+        }
         metrics::entry_proposed(proposals.len(), entry.len());
         let mut callers = Callers {
             replies: Vec::with_capacity(proposals.len()),
@@ -151,27 +154,6 @@ impl Proposer {
         }
         let group = self.group.clone();
         Some(Box::pin(async move { (callers, group.propose(entry).await) }))
-    }
-
-    /// The mutant that answers before anything is committed, with the offsets that messages would get if all goes well.
-    #[cfg(feature = "mutants")]
-    fn acknowledge_early(&self, mut proposals: Vec<Proposal>) -> Vec<Proposal> {
-        use drover_core::change::{Change, DeviceChange};
-        use drover_core::mutants::{Mutation, is_planted};
-        if !is_planted(Mutation::AcknowledgeBeforeCommit) {
-            return proposals;
-        }
-        let mut next = *self.group.stream_end().borrow();
-        for proposal in &mut proposals {
-            let change = crate::wire::request::decode_change(&proposal.change);
-            if let Ok(Change::Device(_, DeviceChange::Telemetry { messages, .. })) = change {
-                let count = messages.len() as u64;
-                let answer = Answer::Done(Done::Appended { first: next, count });
-                proposal.reply.answer_early(Ok(answer));
-                next = next.plus(count);
-            }
-        }
-        proposals
     }
 
     fn gather(&self, waiting: &mut VecDeque<Proposal>) -> Vec<Proposal> {

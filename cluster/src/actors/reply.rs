@@ -55,7 +55,6 @@ impl Waiting {
     }
 
     /// For the mutant that acknowledges what is not committed.
-    #[cfg(feature = "mutants")]
     pub(super) fn answer_early(&mut self, response: Response) {
         if let Some(caller) = self.caller.take() {
             caller.answer(response);

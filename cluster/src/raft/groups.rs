@@ -135,8 +135,9 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Makes this node the first voter of a new meta group together with the other members, and commits `meta`.
-    pub async fn initialize(&self, meta: Meta) -> Result<Arc<Meta>, Error> {
+    /// Makes this node the first voter of a new meta group together with the other members, and commits `meta`. `at` is
+    /// the proposer's time: no clock is read here.
+    pub async fn initialize(&self, meta: Meta, at: LogTime) -> Result<Arc<Meta>, Error> {
         let group = self.get(GroupId::Meta).ok_or_else(|| self.stopped(GroupId::Meta))?;
         let address = |node: &NodeId| PeerNode { address: meta.members[node].peer_address.clone() };
         let (voters, learners) = divide(self.inner.config.node, meta.members.keys());
@@ -155,9 +156,8 @@ impl Groups {
             let added = group.raft().add_learner(node, address(&node), false).await;
             added.map_err(|error| Error::Stopped { problem: error.to_string() })?;
         }
-        // No clock is read below the proposer, and nothing of a new cluster is older than its beginning.
         let change = MetaChange::Initialize(Box::new(meta));
-        let entry = record::meta_entry_to_bytes(&MetaEntry { at: LogTime::new(0), change });
+        let entry = record::meta_entry_to_bytes(&MetaEntry { at, change });
         match group.propose(entry).await? {
             Response::Meta(answer) => answer.map(|meta| Arc::new(*meta)).map_err(Error::Refused),
             Response::None | Response::Shard { .. } => Err(Error::Unknown),

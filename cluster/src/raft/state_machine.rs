@@ -12,6 +12,7 @@ use bytes::Bytes;
 use drover_core::change::{Batch, Change, Effect, Outcome};
 use drover_core::ids::{GroupId, LogTime, Offset};
 use drover_core::meta::{self, Meta};
+use drover_core::mutants::{Mutation, is_planted};
 use drover_core::shard::{Applied, apply_device, apply_stream};
 use drover_core::stream::Stream;
 use futures::{Stream as AsyncStream, StreamExt};
@@ -207,10 +208,7 @@ impl StateMachine {
             let (key, value) = (keys::stream(self.group), record::stream_to_bytes(&self.stream));
             writes.push(Write::Put { table: Table::Group, key, value });
         }
-        #[cfg(feature = "mutants")]
-        if drover_core::mutants::is_planted(
-            drover_core::mutants::Mutation::AppliedIndexOutsideBatch,
-        ) {
+        if is_planted(Mutation::AppliedIndexOutsideBatch) {
             self.storage.write(storage::Batch { writes: std::mem::take(&mut writes) })?;
         }
         writes.push(self.position.write(self.group));

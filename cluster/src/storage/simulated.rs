@@ -33,6 +33,13 @@ pub struct Behaviour {
     pub failing_syncs_per_mille: u32,
 }
 
+impl Behaviour {
+    /// The same without failures.
+    pub fn sound(self) -> Self {
+        Self { failing_syncs_per_mille: 0, ..self }
+    }
+}
+
 /// What a node's disk holds. Cheap to clone; all clones are the same disk.
 #[derive(Debug, Clone)]
 pub struct SimulatedDisk {
@@ -52,6 +59,8 @@ struct Disk {
     unsynced: Vec<Batch>,
     /// How many batches were made durable in all, so that a sync knows what is left to do.
     synced: u64,
+    /// How many snapshots were taken in.
+    imported: u64,
     rotten: BTreeSet<(Table, Vec<u8>)>,
     durable_fences: BTreeMap<GroupId, Fence>,
     noted_fences: BTreeMap<GroupId, Fence>,
@@ -81,6 +90,7 @@ impl SimulatedDisk {
             visible: Records::new(),
             unsynced: Vec::new(),
             synced: 0,
+            imported: 0,
             rotten: BTreeSet::new(),
             durable_fences: BTreeMap::new(),
             noted_fences: BTreeMap::new(),
@@ -95,8 +105,9 @@ impl SimulatedDisk {
         SimulatedStorage { disk: self.clone(), life }
     }
 
-    /// Power is lost. What was not synced survives up to a random point; nothing that waits for a sync is answered.
-    pub fn crash(&self) {
+    /// Power is lost. What was not synced survives up to a random point; nothing that waits for a sync is answered. The
+    /// answer is how many writes are gone.
+    pub fn crash(&self) -> usize {
         let mut disk = self.lock();
         let unsynced = std::mem::take(&mut disk.unsynced);
         let kept = disk.chance.random_range(0..=unsynced.len());
@@ -109,6 +120,7 @@ impl SimulatedDisk {
         disk.waiting.clear();
         disk.is_broken = false;
         disk.life += 1;
+        unsynced.len() - kept
     }
 
     /// From now on a read that meets this record reports corruption.
@@ -124,6 +136,16 @@ impl SimulatedDisk {
     /// Changes how the disk behaves from now on.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.lock().behaviour = behaviour;
+    }
+
+    /// What a record would be if power were lost now and no write survived that is not synced.
+    pub fn durable(&self, table: Table, key: &[u8]) -> Option<Bytes> {
+        self.lock().durable.get(&(table, key.to_vec())).cloned()
+    }
+
+    /// How many snapshots have replaced a group's records on this disk.
+    pub fn snapshots_imported(&self) -> u64 {
+        self.lock().imported
     }
 
     /// How many writes would be at stake in a crash now.
@@ -383,6 +405,7 @@ impl Import for SimulatedImport {
             |(table, (key, value)): (Table, Record)| Write::Put { table, key: key.to_vec(), value };
         writes.extend(self.records.into_iter().map(put));
         let batch = Batch { writes };
+        disk.imported += 1;
         apply(&mut disk.visible, &batch);
         // Durable at once, and so is all that was written before it: the log is one.
         let unsynced = std::mem::take(&mut disk.unsynced);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use drover_core::ids::{GroupId, NodeId, ShardCount, ShardId};
+use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount, ShardId};
 use drover_core::meta::{Member, Meta};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -111,7 +111,9 @@ impl Cluster {
         }
         let meta = cluster.meta(shards);
         let first = &cluster.nodes[&node_id(1)];
-        first.run(first.groups.initialize(meta)).expect("the cluster is initialized once");
+        first
+            .run(first.groups.initialize(meta, LogTime::new(1)))
+            .expect("the cluster is initialized once");
         for number in 0..shards {
             cluster.leader_of(shard(number));
         }

@@ -1,0 +1,168 @@
+//! How often what happened in a run: what clients did, what went wrong on purpose, what was checked.
+//!
+//! A run in which nothing happened proves nothing, so the counts stand beside every verdict and have lower bounds for a
+//! suite (`seeds::check_not_vacuous`).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Counts of one run, or of many together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub operations: Operations,
+    pub faults: Faults,
+    pub checks: Checks,
+}
+
+/// A group of counters: its fields, their sum with another group, what is zero, and a line for people.
+macro_rules! counters {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $field:ident,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $name {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl $name {
+            fn plus(self, other: Self) -> Self {
+                Self { $($field: self.$field + other.$field,)* }
+            }
+
+            /// The counters by name.
+            fn named(&self) -> impl Iterator<Item = (String, u64)> + use<> {
+                let all = [$((stringify!($field), self.$field),)*];
+                all.into_iter().map(|(name, count)| (name.replace('_', " "), count))
+            }
+
+            /// What never happened.
+            pub fn zeros(&self) -> impl Iterator<Item = String> + use<> {
+                self.named().filter(|(_, count)| *count == 0).map(|(name, _)| name)
+            }
+
+            /// Every counter at the same number.
+            #[cfg(test)]
+            pub(super) fn all(count: u64) -> Self {
+                Self { $($field: count,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let shown = self.named().map(|(name, count)| format!("{count} {name}"));
+                write!(f, "{}", shown.collect::<Vec<_>>().join(", "))
+            }
+        }
+    };
+}
+
+counters! {
+    /// What clients did and were answered.
+    Operations {
+        appends_acknowledged,
+        messages_stored,
+        reported_acknowledged,
+        desired_acknowledged,
+        /// Accepted writes that named a version or an etag.
+        conditions_met,
+        conditions_refused,
+        twins_read,
+        pages_read,
+        /// Requests without an answer: they may have been carried out or not.
+        unknown,
+        /// Requests of connections that had been replaced.
+        fenced,
+        desired_delivered,
+        takeovers,
+        /// Take-overs while the former connection had a publish under way.
+        takeovers_in_flight,
+        /// Snapshots that replicas took, because the entries that they lacked were gone.
+        snapshots_taken,
+    }
+}
+
+counters! {
+    /// What went wrong on purpose.
+    Faults {
+        crashes,
+        /// All nodes at once.
+        power_cuts,
+        /// Writes that a crash had to decide about, and those that it took.
+        writes_unsynced,
+        writes_lost,
+        partitions,
+        holds,
+        slow_periods,
+        quiet_periods,
+        syncs_failed,
+        leader_changes,
+    }
+}
+
+counters! {
+    /// What was held against what.
+    Checks {
+        /// An acknowledged message against the place that its acknowledgement named (I-1).
+        acknowledged_messages,
+        /// A message against what was read at its offset before (I-2).
+        repeated_offsets,
+        /// A stored message against what its device sent (I-3 to I-5).
+        stored_messages,
+        /// Streams without a hole, the same on all replicas (I-6).
+        streams,
+        /// Sections of twins whose history was searched for an order (I-10 to I-13).
+        twin_histories,
+        twin_operations,
+        /// Delivered patches against the one before (I-14).
+        deliveries,
+        /// States of replicas that had applied the same entry (I-15).
+        equal_states,
+        /// Accepted requests against connections that had replaced theirs (I-22).
+        fences,
+        /// Log entries against the same entry elsewhere (I-32: log matching).
+        equal_entries,
+        /// Applied entries against those applied elsewhere (I-32: state machine safety).
+        applied_entries,
+        /// Committed entries that had to be durable on a majority (I-32: committed on a quorum).
+        quorums,
+        /// Committed entries that a new leader had to have (I-32: leader completeness).
+        leader_entries,
+        /// Votes against those of their term and of their node before (I-32: election safety, monotone votes).
+        votes,
+    }
+}
+
+impl Counts {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            operations: self.operations.plus(other.operations),
+            faults: self.faults.plus(other.faults),
+            checks: self.checks.plus(other.checks),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operations, faults, checks } = self;
+        writeln!(f, "  operations: {operations}")?;
+        writeln!(f, "  faults: {faults}")?;
+        write!(f, "  checks: {checks}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_runs_add_up() {
+        let mut one = Counts::default();
+        one.operations.takeovers = 2;
+        one.faults.crashes = 3;
+        let both = one.plus(one);
+        assert_eq!((both.operations.takeovers, both.faults.crashes), (4, 6));
+        assert!(both.to_string().contains("6 crashes"));
+    }
+}
