@@ -89,6 +89,8 @@ async fn at_quality_0_a_command_is_complete_when_it_is_sent() -> Result<()> {
 async fn accepted_commands_survive_the_death_of_each_node_in_turn() -> Result<()> {
     let mut nodes = Nodes::start(3).await?;
     let key = nodes.admin(0)?.create_device("valve").await?;
+    // From here on the subscription is stored: later connections need not, and do not, subscribe.
+    Device::connect(nodes.mqtt(0), "valve", &key).await?.subscribe_commands(1).await?;
     let mut completed = Vec::new();
     for dead in 0..3 {
         let alive = (dead + 1) % 3;
@@ -101,11 +103,8 @@ async fn accepted_commands_survive_the_death_of_each_node_in_turn() -> Result<()
         until_ok("a command to be accepted", async || admin.send_command("valve", &after).await)
             .await;
         let address = nodes.mqtt(alive);
-        let mut device = until_ok("the device to connect", async || {
-            let mut device = Device::connect(address, "valve", &key).await?;
-            device.subscribe_commands(1).await.map(|()| device)
-        })
-        .await;
+        let mut device =
+            until_ok("the device to connect", || Device::connect(address, "valve", &key)).await;
         for id in [before, after] {
             let received = device.command().await?;
             assert_eq!(received.text(), id, "in order, and nothing twice");
