@@ -60,6 +60,7 @@ pub struct Listeners {
     pub peer: SocketAddr,
     pub mqtts: Listen,
     pub mqtt: Listen,
+    pub https: Listen,
     pub grpc: SocketAddr,
     pub http: Listen,
 }
@@ -168,6 +169,7 @@ impl Default for Listeners {
             peer: everywhere(7070),
             mqtts: Listen::At(everywhere(8883)),
             mqtt: Listen::Off,
+            https: Listen::At(everywhere(8443)),
             grpc: everywhere(7443),
             http: Listen::At(SocketAddr::from(([127, 0, 0, 1], 9600))),
         }

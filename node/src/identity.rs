@@ -2,10 +2,14 @@
 //!
 //! Every protocol hands over what a client presented and gets back a type that says what was proved, or one refusal
 //! that does not say why, so that ids cannot be probed. It relies on the registry's record of the device and on the
-//! access policies of the meta group, and leaves it to apply to refuse a proof that has become stale meanwhile.
-//! Shared access signatures are here; certificates join them with thumbprint authentication.
+//! access policies and certificate authorities of the meta group, and leaves it to apply to refuse a proof that has become
+//! stale meanwhile; what rests on the meta group is a [`Grant`], to be looked after by whoever relies on the proof. Which
+//! kind of proof counts is the device's record's to say; shared access signatures are here, certificates in
+//! [`certificate`].
 
+pub mod certificate;
 pub mod connection_string;
+mod grant;
 pub mod token;
 
 use std::collections::BTreeSet;
@@ -14,8 +18,10 @@ use drover_core::access::{Permission, ProvenDevice};
 use drover_core::device::{Authentication, Device, Key, Status};
 use drover_core::ids::{DeviceId, Etag};
 use drover_core::meta::{Meta, Policy};
+use rustls_pki_types::CertificateDer;
 
 pub use connection_string::ConnectionString;
+pub use grant::Grant;
 pub use token::{Token, sign};
 
 use self::token::Resource;
@@ -29,6 +35,16 @@ pub struct DeviceProof {
     pub proven: ProvenDevice,
     /// Seconds since 1970 when what was proved ends, skew included: the connection ends then, too.
     pub expires_s: u64,
+    /// Who else has to stand by it: not the device's own record, which apply looks at, but the meta state.
+    pub grant: Option<Grant>,
+}
+
+/// What a client presents: either may be empty.
+#[derive(Debug, Clone, Copy)]
+pub struct Presented<'a> {
+    pub token: &'a [u8],
+    /// Its own certificate first; the handshake has proved that it holds the key of that one.
+    pub certificates: &'a [CertificateDer<'static>],
 }
 
 /// A back end or an operator, as the holder of a key of an access policy.
@@ -45,9 +61,9 @@ pub struct PolicyIdentity {
 pub enum Denied {
     #[error("the token is malformed")]
     Malformed,
-    #[error("the token has expired")]
+    #[error("the token or certificate has expired, or is not valid yet")]
     Expired,
-    #[error("the token is for another resource")]
+    #[error("the token or certificate is for another resource")]
     OtherResource,
     #[error("no key of the identity made this signature")]
     WrongSignature,
@@ -55,8 +71,14 @@ pub enum Denied {
     UnknownDevice,
     #[error("the device is disabled")]
     Disabled,
-    #[error("the device does not authenticate with signatures")]
+    #[error("the device authenticates in another way")]
     OtherAuthentication,
+    #[error("neither a token nor a certificate was presented")]
+    Nothing,
+    #[error("the certificate is none of the device's")]
+    OtherCertificate,
+    #[error("no authority that may vouch for devices has signed the certificate: {0}")]
+    NotVouchedFor(&'static str),
     #[error("the policy is unknown")]
     UnknownPolicy,
     #[error("the policy lacks the permission")]
@@ -73,9 +95,35 @@ pub struct Registry<'a> {
     pub host_names: &'a [String],
 }
 
-/// Checks a token that is presented for `device`, signed by the device's own key or by a policy that may connect
-/// devices. The signature is computed also for unknown and disabled devices, so that they cannot be told apart by time.
+/// Checks what is presented for `device`. If that is a token and a certificate, the device's record says which counts.
 pub fn verify_device(
+    device: &DeviceId,
+    registry: Registry<'_>,
+    presented: Presented<'_>,
+    now_s: u64,
+) -> Result<DeviceProof, Denied> {
+    let has_certificate = !presented.certificates.is_empty();
+    let wants_certificate =
+        registry.identity.is_some_and(|identity| is_by_certificate(&identity.authentication));
+    if has_certificate && (wants_certificate || presented.token.is_empty()) {
+        return certificate::verify(device, registry, presented.certificates, now_s);
+    }
+    if presented.token.is_empty() {
+        return Err(Denied::Nothing);
+    }
+    verify_token(device, registry, presented.token, now_s)
+}
+
+fn is_by_certificate(authentication: &Authentication) -> bool {
+    match authentication {
+        Authentication::SelfSigned { .. } | Authentication::CertificateAuthority => true,
+        Authentication::Sas { .. } | Authentication::None => false,
+    }
+}
+
+/// A token signed by the device's own key or by a policy that may connect devices. The signature is computed also for
+/// unknown and disabled devices, so that they cannot be told apart by time.
+fn verify_token(
     device: &DeviceId,
     registry: Registry<'_>,
     token: &[u8],
@@ -85,12 +133,16 @@ pub fn verify_device(
     let token = Token::parse(token).ok_or(Denied::Malformed)?;
     let expires_s = unexpired(&token, now_s)?;
     let resource = token.resource(registry.host_names).ok_or(Denied::OtherResource)?;
-    match token.policy() {
-        None => verify_own_key(device, registry.identity, &token, &resource)?,
-        Some(name) => verify_on_behalf(device, registry.meta, name, &token, &resource)?,
-    }
+    let grant = match token.policy() {
+        None => {
+            verify_own_key(device, registry.identity, &token, &resource)?;
+            None
+        }
+        Some(name) => Some(verify_on_behalf(device, registry.meta, name, &token, &resource)?),
+    };
     let credentials = connectable(registry.identity)?;
-    Ok(DeviceProof { proven: ProvenDevice { device: device.clone(), credentials }, expires_s })
+    let proven = ProvenDevice { device: device.clone(), credentials };
+    Ok(DeviceProof { proven, expires_s, grant })
 }
 
 /// Checks a token that a policy signed for the whole hub, as service calls need it.
@@ -160,7 +212,7 @@ fn verify_on_behalf(
     name: &str,
     token: &Token<'_>,
     resource: &Resource,
-) -> Result<(), Denied> {
+) -> Result<Grant, Denied> {
     let policy = meta.and_then(|meta| meta.policies.get(name));
     let (primary, secondary) = keys_of_policy(policy);
     let signed = token.is_signed_by_either(primary, secondary);
@@ -171,7 +223,13 @@ fn verify_on_behalf(
     if !policy.permissions.contains(&Permission::DeviceConnect) {
         return Err(Denied::NoPermission);
     }
-    if resource.covers(device) { Ok(()) } else { Err(Denied::OtherResource) }
+    if !resource.covers(device) {
+        return Err(Denied::OtherResource);
+    }
+    // Which of the two it was is nobody's secret any more.
+    let is_by_primary = token.is_signed_by_either(primary, primary);
+    let key = if is_by_primary { &policy.primary } else { &policy.secondary };
+    Ok(Grant::Policy { name: name.to_owned(), key: key.clone() })
 }
 
 /// Stands in for the keys of an identity that has none, so that checking takes as long as with keys. Real keys have at
@@ -256,6 +314,7 @@ mod tests {
                 ("device".into(), policy(b'd', &[Permission::DeviceConnect])),
                 ("service".into(), policy(b'x', &[Permission::ServiceConnect])),
             ]),
+            authorities: BTreeMap::new(),
             version: 1,
         }
     }
@@ -267,7 +326,8 @@ mod tests {
     fn check(identity: Option<&Device>, token: &str) -> Result<u64, Denied> {
         let (meta, host_names) = (meta(), hosts());
         let registry = Registry { identity, meta: Some(&meta), host_names: &host_names };
-        verify_device(&id("pump"), registry, token.as_bytes(), NOW_S).map(|proof| {
+        let presented = Presented { token: token.as_bytes(), certificates: &[] };
+        verify_device(&id("pump"), registry, presented, NOW_S).map(|proof| {
             assert_eq!(proof.proven.device, id("pump"));
             proof.proven.credentials.get()
         })

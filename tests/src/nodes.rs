@@ -16,7 +16,7 @@ use crate::until_ok;
 
 /// Ports that the system does not hand out by itself (Linux gives from 32768 on).
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-const PORTS_A_NODE: u16 = 5;
+const PORTS_A_NODE: u16 = 6;
 const PORT_ATTEMPTS: usize = 20;
 /// Enough to see spreading and forwarding, few enough that three nodes start in a second or two.
 const SHARDS: u32 = 4;
@@ -246,6 +246,10 @@ impl Nodes {
 
     pub fn http(&self, index: usize) -> SocketAddr {
         loopback(self.ports(index) + 3)
+    }
+
+    pub fn https(&self, index: usize) -> SocketAddr {
+        loopback(self.ports(index) + 5)
     }
 
     pub fn folder(&self) -> &Path {

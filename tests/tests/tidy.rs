@@ -10,7 +10,7 @@ use drover_tests::programs::checkout;
 /// The layers inside `drover-cluster`, the lowest first.
 const CLUSTER_LAYERS: [&str; 4] = ["wire", "storage", "raft", "actors"];
 /// Modules of `drover-node` that speak to the outside.
-const PROTOCOLS: [&str; 2] = ["mqtt", "grpc"];
+const PROTOCOLS: [&str; 3] = ["mqtt", "http", "grpc"];
 /// What a package may name of the others.
 const PACKAGES: [(&str, &[&str]); 4] = [
     ("proto", &[]),

@@ -10,12 +10,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::codec::{self, Connect, Packet};
 
@@ -35,18 +36,46 @@ pub struct Tls {
 impl Tls {
     /// Trusts the authority in `ca_pem` and expects a certificate for `name`.
     pub fn new(ca_pem: &[u8], name: &str) -> anyhow::Result<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem) {
-            roots.add(certificate.context("the CA file holds no certificate in PEM")?)?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = trusting(ca_pem)?.with_no_client_auth();
+        Self::of(config, name)
+    }
+
+    /// The same, and shows the chain of certificates in `chain_pem`, whose first has the key in `key_pem`.
+    pub fn with_certificate(
+        ca_pem: &[u8],
+        name: &str,
+        chain_pem: &[u8],
+        key_pem: &[u8],
+    ) -> anyhow::Result<Self> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem)?;
+        let config = trusting(ca_pem)?.with_client_auth_cert(chain, key)?;
+        Self::of(config, name)
+    }
+
+    fn of(config: rustls::ClientConfig, name: &str) -> anyhow::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).context("the host name is not one")?;
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
     }
+
+    /// A connection without MQTT.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        self.connector.connect(self.name.clone(), TcpStream::connect(address).await?).await
+    }
+}
+
+fn trusting(
+    ca_pem: &[u8],
+) -> anyhow::Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem) {
+        roots.add(certificate.context("the CA file holds no certificate in PEM")?)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(config)
 }
 
 /// One connection of a device.
@@ -85,6 +114,18 @@ impl Link {
             None => Box::pin(tcp),
             Some(tls) => Box::pin(tls.connector.connect(tls.name.clone(), tcp).await?),
         };
+        Self::log_in(stream, connect).await
+    }
+
+    /// The same over any stream of bytes.
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        connect: &Connect<'_>,
+    ) -> anyhow::Result<Self> {
+        timeout(CONNECT_TIMEOUT, Self::log_in(Box::pin(stream), connect)).await?
+    }
+
+    async fn log_in(stream: Pin<Box<dyn Stream>>, connect: &Connect<'_>) -> anyhow::Result<Self> {
         let mut link =
             Self { stream, inbound: BytesMut::new(), ahead: VecDeque::new(), out: Vec::new() };
         connect.encode(&mut link.out);

@@ -127,6 +127,7 @@ impl Layout {
                     ("peer", text(own.peer)),
                     ("mqtts", text(own.mqtts)),
                     ("mqtt", text(own.mqtt)),
+                    ("https", Value::from("off")),
                     ("grpc", text(own.admin)),
                     ("http", text(own.http)),
                 ],

@@ -3,6 +3,7 @@
 //! A change goes in with the records that it touches, an outcome and effects come out, the same on every replica.
 
 pub mod access;
+pub mod authority;
 pub mod change;
 pub mod delivery;
 pub mod device;

@@ -5,14 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::access::Permission;
+use crate::authority::{self, Authorities, AuthorityChange};
 use crate::device::Key;
 use crate::ids::{LogTime, NodeId, ShardCount};
 use crate::placement::Placement;
 
 /// How many access policies a cluster may have: all of them are read for each token that is checked.
 pub const POLICIES_MAX: usize = 64;
-/// The longest policy name, in characters.
-pub const POLICY_NAME_CHARACTERS_MAX: usize = 64;
+/// The longest name of a policy or an authority, in characters.
+pub const NAME_CHARACTERS_MAX: usize = 64;
 
 /// The state of the meta group. `None` until the cluster is initialized.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +25,7 @@ pub struct Meta {
     /// The replicas of each shard; the first is where the leader should be.
     pub placement: Placement,
     pub policies: BTreeMap<String, Policy>,
+    pub authorities: Authorities,
     /// Grows by one with each accepted change.
     pub version: u64,
 }
@@ -58,6 +60,10 @@ pub enum MetaChange {
     DeletePolicy {
         name: String,
     },
+    Authority {
+        name: String,
+        change: AuthorityChange,
+    },
     /// Place these shards anew; others stay where they are. Refused unless the state has the version that the plan was
     /// made from.
     Place {
@@ -90,6 +96,18 @@ pub enum MetaRefusal {
     TooManyPolicies { limit: usize },
     #[error("policy {name} is the last one that may administer the cluster: make another first")]
     LastAdministrator { name: String },
+    #[error("there is no authority {name}")]
+    AuthorityNotFound { name: String },
+    #[error("the name, or the certificate, is that of the authority {name} already")]
+    AuthorityAlreadyExists { name: String },
+    #[error("the authority name {name:?} is not valid: use 1 to 64 letters, digits, - . _")]
+    InvalidAuthorityName { name: String },
+    #[error("there are {limit} authorities already: delete one first")]
+    TooManyAuthorities { limit: usize },
+    #[error("the code of {name} was replaced meanwhile: sign a certificate with the new one")]
+    AuthorityCodeReplaced { name: String },
+    #[error("the authority {name} is proven already")]
+    AuthorityIsProven { name: String },
 }
 
 /// Applies one change. The answer is the new version; a refusal changes nothing.
@@ -119,6 +137,9 @@ impl Meta {
                 self.put_policy(name, policy)
             }
             MetaChange::DeletePolicy { name } => self.delete_policy(name),
+            MetaChange::Authority { name, change } => {
+                authority::apply(&mut self.authorities, name, change)
+            }
             MetaChange::Place { expected_version, placement } => {
                 self.place(*expected_version, placement)
             }
@@ -177,11 +198,19 @@ impl Policy {
 }
 
 fn check_policy_name(name: &str) -> Result<(), MetaRefusal> {
-    let legal = (1..=POLICY_NAME_CHARACTERS_MAX).contains(&name.len())
+    if is_legal_name(name) {
+        Ok(())
+    } else {
+        Err(MetaRefusal::InvalidPolicyName { name: name.to_owned() })
+    }
+}
+
+/// What a policy or an authority may be called.
+pub(crate) fn is_legal_name(name: &str) -> bool {
+    (1..=NAME_CHARACTERS_MAX).contains(&name.len())
         && name
             .chars()
-            .all(|character| character.is_ascii_alphanumeric() || "-._".contains(character));
-    if legal { Ok(()) } else { Err(MetaRefusal::InvalidPolicyName { name: name.to_owned() }) }
+            .all(|character| character.is_ascii_alphanumeric() || "-._".contains(character))
 }
 
 #[cfg(test)]
@@ -201,6 +230,7 @@ mod tests {
             replication_factor: 3,
             members: BTreeMap::new(),
             placement: Placement::new(),
+            authorities: Authorities::new(),
             policies: BTreeMap::from([("owner".to_owned(), policy(Permission::ClusterAdmin))]),
             version: 0,
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use drover_core::authority::AuthorityChange;
 use drover_core::change::{
     Change, Condition, DeviceChange, DeviceSpec, Done, Refusal, StreamChange, TwinUpdate,
 };
@@ -18,7 +19,7 @@ use drover_core::twin::Twin;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorRef};
 use rand::{Rng, SeedableRng};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -459,6 +460,11 @@ impl Cluster {
         self.shared.meta()
     }
 
+    /// The same, for who has to know when it changes.
+    pub fn watch_meta(&self) -> watch::Receiver<Option<Arc<Meta>>> {
+        self.shared.groups.meta()
+    }
+
     pub async fn initialize(&self, initialization: Initialization) -> Result<Arc<Meta>, Error> {
         if let Some(meta) = self.meta() {
             let cluster_id = meta.cluster_id.clone();
@@ -492,6 +498,14 @@ impl Cluster {
 
     pub async fn delete_policy(&self, name: String) -> Result<(), Error> {
         self.change_meta(MetaChange::DeletePolicy { name }).await
+    }
+
+    pub async fn change_authority(
+        &self,
+        name: String,
+        change: AuthorityChange,
+    ) -> Result<(), Error> {
+        self.change_meta(MetaChange::Authority { name, change }).await
     }
 
     /// On return this node has applied the change, too: who made it sees it here.

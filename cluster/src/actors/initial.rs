@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use drover_core::access::Permission;
+use drover_core::authority::Authorities;
 use drover_core::device::Key;
 use drover_core::ids::ShardCount;
 use drover_core::meta::{Meta, Policy};
@@ -55,6 +56,7 @@ pub(super) fn meta(
         members,
         placement,
         policies,
+        authorities: Authorities::new(),
         version: 0,
     })
 }

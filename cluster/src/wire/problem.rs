@@ -166,6 +166,24 @@ fn of_meta_refusal(refusal: MetaRefusal) -> proto::Problem {
         MetaRefusal::LastAdministrator { name } => {
             proto::Problem { name, ..of("meta_last_administrator") }
         }
+        MetaRefusal::AuthorityNotFound { name } => {
+            proto::Problem { name, ..of("meta_authority_not_found") }
+        }
+        MetaRefusal::AuthorityAlreadyExists { name } => {
+            proto::Problem { name, ..of("meta_authority_already_exists") }
+        }
+        MetaRefusal::InvalidAuthorityName { name } => {
+            proto::Problem { name, ..of("meta_invalid_authority_name") }
+        }
+        MetaRefusal::TooManyAuthorities { limit } => {
+            proto::Problem { number: Some(limit as u64), ..of("meta_too_many_authorities") }
+        }
+        MetaRefusal::AuthorityCodeReplaced { name } => {
+            proto::Problem { name, ..of("meta_authority_code_replaced") }
+        }
+        MetaRefusal::AuthorityIsProven { name } => {
+            proto::Problem { name, ..of("meta_authority_is_proven") }
+        }
     }
 }
 
@@ -246,6 +264,14 @@ fn meta_refusal(problem: &proto::Problem) -> Option<MetaRefusal> {
             MetaRefusal::TooManyPolicies { limit: usize::try_from(problem.number?).ok()? }
         }
         "meta_last_administrator" => MetaRefusal::LastAdministrator { name },
+        "meta_authority_not_found" => MetaRefusal::AuthorityNotFound { name },
+        "meta_authority_already_exists" => MetaRefusal::AuthorityAlreadyExists { name },
+        "meta_invalid_authority_name" => MetaRefusal::InvalidAuthorityName { name },
+        "meta_too_many_authorities" => {
+            MetaRefusal::TooManyAuthorities { limit: usize::try_from(problem.number?).ok()? }
+        }
+        "meta_authority_code_replaced" => MetaRefusal::AuthorityCodeReplaced { name },
+        "meta_authority_is_proven" => MetaRefusal::AuthorityIsProven { name },
         _ => return None,
     })
 }
@@ -292,6 +318,12 @@ mod tests {
             Failure::RefusedByMeta(MetaRefusal::InvalidPolicyName { name: "!".into() }),
             Failure::RefusedByMeta(MetaRefusal::TooManyPolicies { limit: 64 }),
             Failure::RefusedByMeta(MetaRefusal::LastAdministrator { name: "p".into() }),
+            Failure::RefusedByMeta(MetaRefusal::AuthorityNotFound { name: "a".into() }),
+            Failure::RefusedByMeta(MetaRefusal::AuthorityAlreadyExists { name: "a".into() }),
+            Failure::RefusedByMeta(MetaRefusal::InvalidAuthorityName { name: "!".into() }),
+            Failure::RefusedByMeta(MetaRefusal::TooManyAuthorities { limit: 25 }),
+            Failure::RefusedByMeta(MetaRefusal::AuthorityCodeReplaced { name: "a".into() }),
+            Failure::RefusedByMeta(MetaRefusal::AuthorityIsProven { name: "a".into() }),
             Failure::Invalid { field: "f".into(), problem: "p".into() },
             Failure::NotLeader { leader: Some(NodeId::new(3, 1)) },
             Failure::NotLeader { leader: None },

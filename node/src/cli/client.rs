@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use drover_core::device::Key;
+use drover_proto::admin::authorities_client::AuthoritiesClient;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
@@ -134,6 +135,12 @@ impl Client {
     pub(crate) fn commands(&self) -> CommandsClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         CommandsClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn authorities(&self) -> AuthoritiesClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        AuthoritiesClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::client::HubArguments;
 use super::output::Output;
-use super::{Failure, cluster, commands, cursors, devices, messages, policies, twins};
+use super::{Failure, authorities, cluster, commands, cursors, devices, messages, policies, twins};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -20,6 +20,8 @@ pub(super) enum Command {
     Commands(With<commands::Command>),
     /// How far consumer groups have read.
     Cursors(With<cursors::Command>),
+    /// Certificate authorities whose devices may connect.
+    Authorities(With<authorities::Command>),
     /// Make a cluster of nodes, see how it is.
     Cluster(With<cluster::Command>),
     /// Access policies: who may use the API.
@@ -66,6 +68,10 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Cursors(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());
             cursors::call(command, &connection, out).await
+        }
+        Command::Authorities(With { connection, command }) => {
+            let out = &mut Output::new(&mut stdout, connection.form());
+            authorities::call(command, &connection, out).await
         }
         Command::Cluster(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());

@@ -3,6 +3,7 @@
 //! `dev` and `node` run a hub, `config` reads its configuration; the others are clients of the admin API. A command ends
 //! with `Ok` or a [`Failure`], whose exit code scripts can tell apart (`docs/operations.md` lists them).
 
+mod authorities;
 mod bulk;
 mod client;
 mod cluster;
@@ -116,6 +117,8 @@ mod tests {
             "drover commands feedback --group billing --commit --follow",
             "drover cursors seek billing --shard 3 --next-offset 0",
             "drover cluster init --member 1=a:1,b:2 --token-file t",
+            "drover authorities create factory --certificate ca.pem",
+            "drover authorities verify factory --certificate -",
             "drover cluster status --shards",
             "drover policies put reader --permissions registry-read,service-connect",
             "drover completion bash",

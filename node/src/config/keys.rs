@@ -26,6 +26,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "listen.mqtt",
         "MQTT without TLS, or off: tokens and telemetry can be read on the way, so it is off",
     ),
+    (
+        "listen.https",
+        "MQTT over WebSocket for devices, under TLS, or off; Azure's SDKs dial 443, which only root may bind",
+    ),
     ("listen.grpc", "the admin API (gRPC over TLS)"),
     ("listen.http", "metrics and health, without TLS or login, so on loopback; or off"),
     ("tls.certificate", "certificate chain (PEM) shown to devices and API clients"),
@@ -46,7 +50,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "limits.handshakes",
-        "connections that have not finished TLS and CONNECT; fewer than limits.connections, so that strangers cannot take all places",
+        "connections that have not finished TLS and CONNECT, and as many again of the HTTPS port; fewer than limits.connections, so that strangers cannot take all places",
     ),
     (
         "limits.handshake_timeout",

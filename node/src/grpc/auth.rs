@@ -287,6 +287,7 @@ mod tests {
                 .into_iter()
                 .map(|(name, policy)| (name.to_owned(), policy))
                 .collect(),
+            authorities: BTreeMap::new(),
             version: 1,
         }
     }

@@ -5,6 +5,7 @@
 //! without one end after [`Limits::request_timeout`]; a stream may go on for as long as its caller's right.
 
 mod auth;
+mod authorities;
 mod cluster;
 mod commands;
 pub(crate) mod convert;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use drover_cluster::core::ids::ShardCount;
 use drover_cluster::{Cluster, Error};
 use drover_proto::admin;
+use drover_proto::admin::authorities_server::AuthoritiesServer;
 use drover_proto::admin::cluster_server::ClusterServer;
 use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
@@ -125,6 +127,7 @@ fn routes(
     let twins = twins::TwinsService { cluster: cluster.clone() };
     let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };
     let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers };
+    let authorities = authorities::AuthoritiesService { cluster: cluster.clone() };
     let cluster = cluster::ClusterService { cluster };
     Routes::new(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
@@ -133,6 +136,7 @@ fn routes(
         .add_service(TwinsServer::new(twins).max_decoding_message_size(bytes_max))
         .add_service(MessagesServer::new(messages).max_decoding_message_size(bytes_max))
         .add_service(CommandsServer::new(commands).max_decoding_message_size(bytes_max))
+        .add_service(AuthoritiesServer::new(authorities).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(cluster).max_decoding_message_size(bytes_max))
 }
 
@@ -156,6 +160,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
         "drover.admin.v1.Twins",
         "drover.admin.v1.Messages",
         "drover.admin.v1.Commands",
+        "drover.admin.v1.Authorities",
         "drover.admin.v1.Cluster",
     ];
     loop {

@@ -51,6 +51,13 @@ const RULES: &[(&str, Rule)] = &[
     ("/drover.admin.v1.Commands/CommitFeedbackCursor", SERVICE),
     ("/drover.admin.v1.Commands/SeekFeedbackCursor", SERVICE),
     ("/drover.admin.v1.Commands/ListFeedbackCursors", SERVICE),
+    ("/drover.admin.v1.Authorities/CreateAuthority", WRITE_REGISTRY),
+    ("/drover.admin.v1.Authorities/GetAuthority", READ_REGISTRY),
+    ("/drover.admin.v1.Authorities/ListAuthorities", READ_REGISTRY),
+    ("/drover.admin.v1.Authorities/GenerateVerificationCode", WRITE_REGISTRY),
+    ("/drover.admin.v1.Authorities/VerifyAuthority", WRITE_REGISTRY),
+    ("/drover.admin.v1.Authorities/SetAuthorityStatus", WRITE_REGISTRY),
+    ("/drover.admin.v1.Authorities/DeleteAuthority", WRITE_REGISTRY),
     ("/drover.admin.v1.Cluster/Initialize", Rule::Bootstrap),
     // Whoever reads streams must know how many shards there are, and where.
     (

@@ -126,6 +126,16 @@ fn meta_meaning(refusal: &MetaRefusal) -> Meaning {
         MetaRefusal::InvalidPolicyName { .. } => (Code::InvalidArgument, "INVALID_POLICY_NAME"),
         MetaRefusal::TooManyPolicies { .. } => (Code::ResourceExhausted, "TOO_MANY_POLICIES"),
         MetaRefusal::LastAdministrator { .. } => (Code::FailedPrecondition, "LAST_ADMINISTRATOR"),
+        MetaRefusal::AuthorityNotFound { .. } => (Code::NotFound, "AUTHORITY_NOT_FOUND"),
+        MetaRefusal::AuthorityAlreadyExists { .. } => {
+            (Code::AlreadyExists, "AUTHORITY_ALREADY_EXISTS")
+        }
+        MetaRefusal::InvalidAuthorityName { .. } => {
+            (Code::InvalidArgument, "INVALID_AUTHORITY_NAME")
+        }
+        MetaRefusal::TooManyAuthorities { .. } => (Code::ResourceExhausted, "TOO_MANY_AUTHORITIES"),
+        MetaRefusal::AuthorityCodeReplaced { .. } => (Code::Aborted, "AUTHORITY_CODE_REPLACED"),
+        MetaRefusal::AuthorityIsProven { .. } => (Code::FailedPrecondition, "AUTHORITY_IS_PROVEN"),
     };
     Meaning::of(code, reason)
 }

@@ -4,7 +4,7 @@ use drover_cluster::actors::session::EndReason;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
-    /// DISCONNECT: the only end that sends no will.
+    /// DISCONNECT. This end and [`CloseReason::Revoked`] send no will.
     Disconnected,
     /// The socket was closed without it.
     Lost,
@@ -16,6 +16,7 @@ pub enum CloseReason {
     ConnectTimeout,
     ConnectRefused,
     KeepAlive,
+    /// Or the certificate.
     TokenExpired,
     Replaced,
     Revoked,

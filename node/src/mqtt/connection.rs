@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -25,8 +24,10 @@ use super::codec::{self, Reply};
 use super::config::Config;
 use super::metrics::Meters;
 use super::opening::{OpenedSession, open};
+use super::revocation::Revocation;
 use super::session::{Now, OpenError, Outcome, Outgoing, Request, Session};
 use crate::clock;
+use crate::peer::Peer;
 
 /// How much is read at once: some 80 messages of 200 bytes.
 const READ_BYTES: usize = 16 * 1024;
@@ -62,6 +63,7 @@ type InFlight = Pin<Box<dyn Future<Output = Answer> + Send>>;
 enum Event {
     Answer(Answer),
     Delivery(Option<Box<Delivery>>),
+    Revoked,
     Written(std::io::Result<()>),
     Read(std::io::Result<usize>),
     Time,
@@ -71,22 +73,18 @@ enum Event {
 /// Carries a connection from its open socket to its end.
 ///
 /// `place` is the connection's place among those that have proved nothing; it is given up once the device is connected.
-pub(super) async fn run<S>(
-    stream: S,
-    address: IpAddr,
-    shared: Arc<Shared>,
-    place: OwnedSemaphorePermit,
-) where
+pub(super) async fn run<S>(stream: S, peer: Peer, shared: Arc<Shared>, place: OwnedSemaphorePermit)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut connection = Connection::new(stream, address, shared, place);
+    let mut connection = Connection::new(stream, peer, shared, place);
     let reason = connection.serve().await;
     connection.finish(reason).await;
 }
 
 struct Connection<S> {
     stream: S,
-    address: IpAddr,
+    peer: Peer,
     shared: Arc<Shared>,
     place: Option<OwnedSemaphorePermit>,
     session: Session,
@@ -105,6 +103,7 @@ struct Connection<S> {
     cluster_session: Option<Arc<ClusterSession>>,
     deliveries: Option<mpsc::Receiver<Box<Delivery>>>,
     in_flight: Option<InFlight>,
+    revocation: Option<Revocation>,
     timer: Pin<Box<Sleep>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -113,13 +112,13 @@ impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    fn new(stream: S, address: IpAddr, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
+    fn new(stream: S, peer: Peer, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
         let now = now();
         let session = Session::new(Arc::clone(&shared.config), now);
         let deadline = session.deadline().unwrap_or(now.instant);
         Self {
             stream,
-            address,
+            peer,
             place: Some(place),
             session,
             input: Vec::new(),
@@ -132,6 +131,7 @@ where
             cluster_session: None,
             deliveries: None,
             in_flight: None,
+            revocation: None,
             timer: Box::pin(sleep_until(deadline)),
             stop: Box::pin(shared.stop.clone().cancelled_owned()),
             shared,
@@ -231,6 +231,12 @@ where
         {
             return Poll::Ready(Event::Delivery(delivery));
         }
+        if let Some(revocation) = &mut self.revocation
+            && revocation.as_mut().poll(context).is_ready()
+        {
+            self.revocation = None;
+            return Poll::Ready(Event::Revoked);
+        }
         if (self.written < self.output.len() || self.needs_flush)
             && let Poll::Ready(written) = self.poll_write(context)
         {
@@ -253,7 +259,9 @@ where
     fn handle(&mut self, event: Event, now: Now) {
         match event {
             Event::Answer(Answer::Opened(opened)) => {
-                let OpenedSession { session, deliveries, opened } = *opened;
+                let OpenedSession { session, deliveries, opened, revocation } = *opened;
+                self.revocation = revocation;
+                self.peer.certificates = None;
                 self.cluster_session = Some(Arc::new(session));
                 self.place = None;
                 self.deliveries = Some(deliveries);
@@ -268,6 +276,7 @@ where
             Event::Delivery(delivery) => {
                 self.session.handle_delivery(delivery.map(|delivery| *delivery));
             }
+            Event::Revoked => self.session.handle_failure(CloseReason::Revoked),
             Event::Written(Ok(())) => {}
             Event::Read(Ok(read)) if read > 0 => {}
             Event::Written(Err(_)) => self.fall_silent(),
@@ -377,10 +386,10 @@ where
     }
 
     fn begin_open(&self, request: Request) -> InFlight {
-        let (shared, address) = (Arc::clone(&self.shared), self.address);
+        let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
         Box::pin(async move {
             let opened = match request {
-                Request::Open(login) => open(&shared, address, &login).await,
+                Request::Open(login) => open(&shared, &peer, &login).await,
                 // Before it is open a session asks for nothing else.
                 Request::Append(_)
                 | Request::ReadTwin

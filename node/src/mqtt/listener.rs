@@ -1,4 +1,4 @@
-//! Accepts sockets, within limits, and starts a task for each.
+//! Takes sockets, within limits, and starts a task for each.
 //!
 //! A stranger's socket costs a place among the half-open ones until its device is connected, and a place among all
 //! connections until it ends. There are no queues for places: whoever finds none is turned away at once and tries again,
@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_cluster::Cluster;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,12 +23,9 @@ use super::close::CloseReason;
 use super::config::Config;
 use super::connection::{self, Shared};
 use super::metrics::Meters;
+use crate::accept::accept_each;
+use crate::peer::Peer;
 use crate::tls::ServerTls;
-
-/// The wait after a failed accept, doubled each time up to the second figure. Without it a node that has run out of file
-/// descriptors would spin.
-const BACK_OFF_MIN: Duration = Duration::from_millis(10);
-const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// All MQTT listeners of a node. Cheap to clone.
 #[derive(Clone)]
@@ -38,11 +36,17 @@ pub struct Server {
     tasks: TaskTracker,
 }
 
-/// What carries MQTT. WebSocket joins these.
+/// What carries MQTT over a socket of its own. Over WebSocket it is carried by the HTTPS port: [`super::websocket`].
 #[derive(Debug, Clone)]
 pub enum Transport {
     Plain,
     Tls(ServerTls),
+}
+
+/// What a connection holds: one place for as long as it lasts, one until its device is connected.
+pub(super) struct Places {
+    connection: OwnedSemaphorePermit,
+    half_open: OwnedSemaphorePermit,
 }
 
 impl Server {
@@ -67,24 +71,12 @@ impl Server {
 
     /// Accepts until [`Server::stop`].
     pub async fn serve(&self, listener: TcpListener, transport: Transport) {
-        let mut back_off = BACK_OFF_MIN;
-        loop {
-            let accepted = tokio::select! {
-                () = self.shared.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, peer)) => {
-                    back_off = BACK_OFF_MIN;
-                    self.admit(socket, peer, &transport);
-                }
-                Err(error) => {
-                    warn!(%error, wait = ?back_off, "a connection could not be accepted");
-                    sleep(back_off).await;
-                    back_off = BACK_OFF_MAX.min(back_off * 2);
-                }
+        accept_each(&listener, &self.shared.stop, |socket, address| {
+            if let Some(places) = self.take_places() {
+                self.admit(socket, address, &transport, places);
             }
-        }
+        })
+        .await;
     }
 
     /// Ends all connections: what is with the cluster is answered if it is soon, then the sockets are closed, and devices
@@ -97,36 +89,45 @@ impl Server {
         }
     }
 
-    fn admit(&self, socket: TcpStream, peer: SocketAddr, transport: &Transport) {
-        let places = (
-            Arc::clone(&self.places).try_acquire_owned(),
-            Arc::clone(&self.half_open_places).try_acquire_owned(),
-        );
-        let (Ok(place), Ok(half_open)) = places else {
+    /// `None`: whoever asks has to be turned away.
+    pub(super) fn take_places(&self) -> Option<Places> {
+        let connection = Arc::clone(&self.places).try_acquire_owned();
+        let half_open = Arc::clone(&self.half_open_places).try_acquire_owned();
+        let (Ok(connection), Ok(half_open)) = (connection, half_open) else {
             self.shared.meters.turned_away.increment(1);
-            debug!(%peer, "turned away: no place is free");
-            return;
+            debug!("turned away: no place is free");
+            return None;
         };
-        // An answer of a few bytes should not wait for more to come.
-        if let Err(error) = socket.set_nodelay(true) {
-            debug!(%peer, %error, "the socket was gone at once");
-            return;
-        }
         self.shared.meters.accepted.increment(1);
+        Some(Places { connection, half_open })
+    }
+
+    /// Carries a connection whose bytes somebody else has brought to this point, to its end.
+    pub(super) async fn serve_stream(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        peer: Peer,
+        places: Places,
+    ) {
         let shared = Arc::clone(&self.shared);
+        let Places { connection, half_open } = places;
+        let work = connection::run(stream, peer, Arc::clone(&shared), half_open);
+        self.tasks.track_future(counted(connection, shared, work)).await;
+    }
+
+    fn admit(&self, socket: TcpStream, address: SocketAddr, transport: &Transport, places: Places) {
+        let shared = Arc::clone(&self.shared);
+        let Places { connection, half_open } = places;
         match transport {
             Transport::Plain => {
-                self.tasks.spawn(counted(place, Arc::clone(&shared), async move {
-                    connection::run(socket, peer.ip(), shared, half_open).await;
-                }));
+                let peer = Peer::without_tls(address.ip());
+                let work = connection::run(socket, peer, Arc::clone(&shared), half_open);
+                self.tasks.spawn(counted(connection, shared, work));
             }
             Transport::Tls(tls) => {
                 let acceptor = TlsAcceptor::from(tls.config());
-                self.tasks.spawn(counted(
-                    place,
-                    Arc::clone(&shared),
-                    over_tls(acceptor, socket, peer, shared, half_open),
-                ));
+                let work = over_tls(acceptor, socket, address, Arc::clone(&shared), half_open);
+                self.tasks.spawn(counted(connection, shared, work));
             }
         }
     }
@@ -145,20 +146,23 @@ async fn counted(
 async fn over_tls(
     acceptor: TlsAcceptor,
     socket: TcpStream,
-    peer: SocketAddr,
+    address: SocketAddr,
     shared: Arc<Shared>,
     half_open: OwnedSemaphorePermit,
 ) {
     // Boxed, so that an open connection does not carry the room that its handshake took.
     let handshake = Box::pin(timeout(shared.config.handshake_timeout, acceptor.accept(socket)));
     match handshake.await {
-        Ok(Ok(stream)) => connection::run(stream, peer.ip(), shared, half_open).await,
+        Ok(Ok(stream)) => {
+            let peer = Peer::of_tls(address.ip(), stream.get_ref().1);
+            connection::run(stream, peer, shared, half_open).await;
+        }
         Ok(Err(error)) => {
-            debug!(%peer, %error, "TLS handshake failed");
+            debug!(%address, %error, "TLS handshake failed");
             Meters::closed(CloseReason::HandshakeFailed);
         }
         Err(_) => {
-            debug!(%peer, "TLS handshake timed out");
+            debug!(%address, "TLS handshake timed out");
             Meters::closed(CloseReason::HandshakeFailed);
         }
     }

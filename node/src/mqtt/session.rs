@@ -371,7 +371,9 @@ impl Session {
             Phase::Silent | Phase::Opening(_) => (None, VecDeque::new()),
         };
         replies.extend(reply.map(Outgoing::from));
-        let will = will.filter(|_| reason != CloseReason::Disconnected);
+        // Whose right has ended has no last word either (S-8).
+        let will =
+            will.filter(|_| !matches!(reason, CloseReason::Disconnected | CloseReason::Revoked));
         self.phase = Phase::Closed(Box::new(Closed { reason, will, replies }));
     }
 }

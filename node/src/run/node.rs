@@ -13,6 +13,7 @@ use drover_cluster::storage::{self, RocksStorage, Storage};
 use drover_core::ids::NodeId;
 use drover_core::mailbox;
 use drover_core::stream::Retention;
+use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -24,13 +25,16 @@ use super::sockets::Sockets;
 use super::{Error, bootstrap};
 use crate::bus::Bus;
 use crate::config::{self, Config};
-use crate::{grpc, mqtt, tls};
+use crate::tls::ServerTls;
+use crate::{grpc, http, mqtt, tls};
 
 /// Everything that was started.
 pub(super) struct RunningNode {
     cluster: Cluster,
     certificates: Certificates,
     mqtt: mqtt::Server,
+    https: JoinHandle<()>,
+    https_stop: CancellationToken,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     grpc_stop: CancellationToken,
 }
@@ -59,6 +63,14 @@ impl RunningNode {
                 tokio::spawn(async move { server.serve(listener, transport).await });
             }
         }
+        let https_stop = CancellationToken::new();
+        let https = serve_https(
+            sockets.https,
+            certificates.server.clone(),
+            &mqtt,
+            config,
+            https_stop.clone(),
+        );
         let grpc_stop = CancellationToken::new();
         let api = grpc::Api {
             cluster: cluster.clone(),
@@ -72,7 +84,8 @@ impl RunningNode {
         };
         let limits = grpc_limits(&config.limits);
         let serving = grpc::serve(sockets.grpc, Some(tls), api, limits, grpc_stop.clone());
-        Ok(Self { cluster, certificates, mqtt, grpc: tokio::spawn(serving), grpc_stop })
+        let grpc = tokio::spawn(serving);
+        Ok(Self { cluster, certificates, mqtt, https, https_stop, grpc, grpc_stop })
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
@@ -93,13 +106,37 @@ impl RunningNode {
     pub(super) async fn stop(self, within: Duration) {
         let deadline = Instant::now() + within;
         self.grpc_stop.cancel();
+        self.https_stop.cancel();
         self.mqtt.stop(within / 2).await;
+        if timeout_at(deadline - within / 4, self.https).await.is_err() {
+            warn!("some requests to the HTTPS port did not end in time");
+        }
         if timeout_at(deadline - within / 4, self.grpc).await.is_err() {
             warn!("some calls of the admin API did not end in time");
         }
         let left = deadline.saturating_duration_since(Instant::now());
         self.cluster.stop(left.as_millis() as u64).await;
     }
+}
+
+fn serve_https(
+    listener: Option<TcpListener>,
+    tls: ServerTls,
+    mqtt: &mqtt::Server,
+    config: &Config,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    let routes = mqtt::routes(mqtt.clone());
+    let limits = http::Limits {
+        connections_max: config.limits.handshakes as usize,
+        handshake_timeout: config.limits.handshake_timeout.as_duration(),
+        head_timeout: config.limits.connect_timeout.as_duration(),
+    };
+    tokio::spawn(async move {
+        if let Some(listener) = listener {
+            http::serve(listener, &tls, routes, limits, stop).await;
+        }
+    })
 }
 
 /// The names that were configured and those in the certificate.

@@ -11,6 +11,7 @@ pub(super) struct Sockets {
     pub(super) peer: TcpListener,
     pub(super) mqtts: Option<TcpListener>,
     pub(super) mqtt: Option<TcpListener>,
+    pub(super) https: Option<TcpListener>,
     pub(super) grpc: TcpListener,
     pub(super) http: Option<TcpListener>,
 }
@@ -22,6 +23,7 @@ impl Sockets {
             peer: bind("peer", listen.peer).await?,
             mqtts: bind_if_on("mqtts", listen.mqtts).await?,
             mqtt: bind_if_on("mqtt", listen.mqtt).await?,
+            https: bind_if_on("https", listen.https).await?,
             grpc: bind("grpc", listen.grpc).await?,
             http: bind_if_on("http", listen.http).await?,
         })

@@ -221,6 +221,7 @@ impl Cluster {
             members: self.addresses.iter().map(|(id, at)| (*id, member(at))).collect(),
             placement: shard_count.shards().map(replicas).collect(),
             policies: BTreeMap::new(),
+            authorities: BTreeMap::new(),
             version: 0,
         }
     }

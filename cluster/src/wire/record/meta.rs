@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use drover_core::access::Permission;
+use drover_core::authority::{Authority, AuthorityChange, Possession};
+use drover_core::device::Status;
 use drover_core::ids::{LogTime, NodeId, ShardCount, ShardId};
 use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
 use drover_core::placement::Placement;
-use drover_proto::record::{self, meta_change::Kind};
+use drover_proto::record::{self, authority_change, meta_change::Kind};
 
-use super::device::{key_from_record, key_to_record};
+use super::device::{key_from_record, key_to_record, status};
 use super::{decode, encode, required};
 use crate::wire::Invalid;
 
@@ -30,6 +32,9 @@ pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
             Kind::PutPolicy(policy_to_record(name, policy))
         }
         MetaChange::DeletePolicy { name } => Kind::DeletePolicy(name.clone()),
+        MetaChange::Authority { name, change } => {
+            Kind::Authority(authority_change_to_record(name, change))
+        }
         MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
             expected_version: *expected_version,
             placements: placement_to_record(placement),
@@ -51,6 +56,10 @@ pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
             expected_version: place.expected_version,
             placement: placement_from_record(place.placements)?,
         },
+        Kind::Authority(change) => {
+            let (name, change) = authority_change_from_record(change)?;
+            MetaChange::Authority { name, change }
+        }
         Kind::PutSetting(_) => return Err(Invalid::new("meta_change.kind", "is not known")),
     };
     Ok(MetaEntry { at: LogTime::new(entry.at_ms), change })
@@ -73,6 +82,7 @@ fn meta_to_record(meta: &Meta) -> record::Meta {
         policies: meta.policies.iter().map(policy).collect(),
         version: meta.version,
         settings: Vec::new(),
+        authorities: meta.authorities.iter().map(authority_to_record).collect(),
     }
 }
 
@@ -95,6 +105,7 @@ fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
             .into_iter()
             .map(policy_from_record)
             .collect::<Result<BTreeMap<_, _>, _>>()?,
+        authorities: meta.authorities.into_iter().map(authority_from_record).collect(),
         version: meta.version,
     })
 }
@@ -130,6 +141,56 @@ fn policy_from_record(policy: record::Policy) -> Result<(String, Policy), Invali
     let primary = key_from_record("policy.primary_key", &policy.primary_key)?;
     let secondary = key_from_record("policy.secondary_key", &policy.secondary_key)?;
     Ok((policy.name, Policy { primary, secondary, permissions }))
+}
+
+fn authority_to_record((name, authority): (&String, &Authority)) -> record::Authority {
+    let code = match &authority.possession {
+        Possession::Unproven { code } => Some(code.clone()),
+        Possession::Proven => None,
+    };
+    record::Authority {
+        name: name.clone(),
+        certificate: authority.certificate.clone(),
+        code,
+        disabled: authority.status == Status::Disabled,
+    }
+}
+
+fn authority_from_record(authority: record::Authority) -> (String, Authority) {
+    let record::Authority { name, certificate, code, disabled } = authority;
+    let possession = code.map_or(Possession::Proven, |code| Possession::Unproven { code });
+    (name, Authority { certificate, possession, status: status(disabled) })
+}
+
+fn authority_change_to_record(name: &str, change: &AuthorityChange) -> record::AuthorityChange {
+    use authority_change::Kind;
+    let kind = match change {
+        AuthorityChange::Create { certificate, code } => Kind::Create(record::AuthorityCreation {
+            certificate: certificate.clone(),
+            code: code.clone(),
+        }),
+        AuthorityChange::ReplaceCode { code } => Kind::ReplaceCode(code.clone()),
+        AuthorityChange::Prove { code } => Kind::Prove(code.clone()),
+        AuthorityChange::SetStatus(status) => Kind::Disable(*status == Status::Disabled),
+        AuthorityChange::Delete => Kind::Delete(true),
+    };
+    record::AuthorityChange { name: name.to_owned(), kind: Some(kind) }
+}
+
+fn authority_change_from_record(
+    change: record::AuthorityChange,
+) -> Result<(String, AuthorityChange), Invalid> {
+    use authority_change::Kind;
+    let kind = match required("authority_change.kind", change.kind)? {
+        Kind::Create(record::AuthorityCreation { certificate, code }) => {
+            AuthorityChange::Create { certificate, code }
+        }
+        Kind::ReplaceCode(code) => AuthorityChange::ReplaceCode { code },
+        Kind::Prove(code) => AuthorityChange::Prove { code },
+        Kind::Disable(disabled) => AuthorityChange::SetStatus(status(disabled)),
+        Kind::Delete(_) => AuthorityChange::Delete,
+    };
+    Ok((change.name, kind))
 }
 
 fn permission_to_record(permission: Permission) -> record::Permission {

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use drover_core::access::Permission;
+use drover_core::authority::{Authority, AuthorityChange, Possession};
 use drover_core::change::{Batch, Change, Condition, DeviceChange, Message, Sender, TwinUpdate};
-use drover_core::device::Key;
+use drover_core::device::{Key, Status};
 use drover_core::document::{Object, Value, check_content};
 use drover_core::ids::{DeviceId, GenerationId, LogTime, NodeId, Offset, SessionEpoch};
 use drover_core::ids::{ShardCount, ShardId};
@@ -68,6 +69,14 @@ proptest! {
     }
 }
 
+fn authority(possession: Possession) -> Authority {
+    let status = match possession {
+        Possession::Proven => Status::Disabled,
+        Possession::Unproven { .. } => Status::Enabled,
+    };
+    Authority { certificate: Bytes::from_static(b"DER"), possession, status }
+}
+
 fn meta() -> Meta {
     let shard_count = ShardCount::new(2).expect("a legal count");
     let member = Member {
@@ -85,6 +94,10 @@ fn meta() -> Meta {
         members: BTreeMap::from([(NodeId::new(1, 2), member)]),
         placement: shard_count.shards().map(|shard| (shard, vec![NodeId::new(1, 2)])).collect(),
         policies: BTreeMap::from([("owner".to_owned(), policy)]),
+        authorities: BTreeMap::from([
+            ("mill".to_owned(), authority(Possession::Proven)),
+            ("factory".to_owned(), authority(Possession::Unproven { code: "c".to_owned() })),
+        ]),
         version: 7,
     }
 }
@@ -99,7 +112,18 @@ fn entries_of_the_meta_group_survive() {
     let Meta { placement, mut policies, .. } = meta();
     let policy = policies.remove("owner").expect("it is there");
     let name = "owner".to_owned();
+    let code = || "c".to_owned();
+    let of_authority = |change| MetaChange::Authority { name: "factory".to_owned(), change };
     for change in [
+        of_authority(AuthorityChange::Create {
+            certificate: Bytes::from_static(b"DER"),
+            code: code(),
+        }),
+        of_authority(AuthorityChange::ReplaceCode { code: code() }),
+        of_authority(AuthorityChange::Prove { code: code() }),
+        of_authority(AuthorityChange::SetStatus(Status::Disabled)),
+        of_authority(AuthorityChange::SetStatus(Status::Enabled)),
+        of_authority(AuthorityChange::Delete),
         MetaChange::Initialize(Box::new(meta())),
         MetaChange::PutPolicy {
             name: name.clone(),

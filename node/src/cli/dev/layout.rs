@@ -24,7 +24,7 @@ use crate::tls::KeyPair;
 use crate::tls::authority::Authority;
 
 /// How many ports a node has.
-const PORTS: u16 = 5;
+const PORTS: u16 = 6;
 /// How far the usual ports of two nodes are apart.
 const USUAL_DISTANCE: u16 = 10;
 
@@ -33,6 +33,7 @@ const USUAL_DISTANCE: u16 = 10;
 pub(super) struct Ports {
     pub(super) mqtt: u16,
     pub(super) mqtts: u16,
+    pub(super) https: u16,
     pub(super) grpc: u16,
     pub(super) http: u16,
     peer: u16,
@@ -47,6 +48,7 @@ impl Ports {
             return Ok(Self {
                 mqtt: usual(1883),
                 mqtts: usual(8883),
+                https: usual(8443),
                 grpc: usual(7443),
                 http: usual(9600),
                 peer: usual(7070),
@@ -56,9 +58,14 @@ impl Ports {
             .checked_add(index * PORTS)
             .and_then(|first| Some((first, first.checked_add(PORTS)?)))
         {
-            Some((mqtt, _)) => {
-                Ok(Self { mqtt, mqtts: mqtt + 1, grpc: mqtt + 2, http: mqtt + 3, peer: mqtt + 4 })
-            }
+            Some((first, _)) => Ok(Self {
+                mqtt: first,
+                mqtts: first + 1,
+                grpc: first + 2,
+                http: first + 3,
+                peer: first + 4,
+                https: first + 5,
+            }),
             None => bail!("--ports {base} is too high: use 65000 or less"),
         }
     }
@@ -68,6 +75,7 @@ impl Ports {
             peer: loopback(self.peer),
             mqtts: Listen::At(loopback(self.mqtts)),
             mqtt: Listen::At(loopback(self.mqtt)),
+            https: Listen::At(loopback(self.https)),
             grpc: loopback(self.grpc),
             http: Listen::At(loopback(self.http)),
         }
@@ -75,7 +83,7 @@ impl Ports {
 
     /// An error now says what to do; one from a node that is being started would come too late to be read.
     fn refuse_taken(self) -> Result<()> {
-        for port in [self.mqtt, self.mqtts, self.grpc, self.http, self.peer] {
+        for port in [self.mqtt, self.mqtts, self.https, self.grpc, self.http, self.peer] {
             if let Err(problem) = TcpListener::bind(loopback(port)) {
                 bail!(
                     "port {port} cannot be used ({problem}): stop what listens there (another drover dev?), or choose \

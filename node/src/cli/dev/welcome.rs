@@ -16,9 +16,9 @@ pub(super) fn print(layout: &Layout, device: &ConnectionString) -> Result<()> {
         line(
             &mut text,
             &format!(
-                "  node {}   MQTT/TLS localhost:{}   MQTT localhost:{}   gRPC localhost:{}   metrics \
+                "  node {}   MQTT/TLS localhost:{}   MQTT localhost:{}   WebSocket localhost:{}   gRPC localhost:{}   metrics \
                  http://localhost:{}/metrics",
-                node.number, ports.mqtts, ports.mqtt, ports.grpc, ports.http
+                node.number, ports.mqtts, ports.mqtt, ports.https, ports.grpc, ports.http
             ),
         );
     }

@@ -3,6 +3,7 @@
 //! What comes in is checked here, once, into types that cannot be wrong; a failure names its field. What goes out
 //! cannot fail.
 
+pub(crate) mod authorities;
 pub(crate) mod cluster;
 pub(crate) mod commands;
 pub(crate) mod devices;
