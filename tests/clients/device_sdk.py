@@ -1,4 +1,4 @@
-"""A device on Azure's SDK, unmodified: device_sdk.py CA PORT CONNECTION_STRING
+"""A device on Azure's SDK, unmodified: device_sdk.py CA PORT mqtt|websocket CONNECTION_STRING [CERTIFICATE KEY]
 
 It prints a line for each thing that happened and then keeps listening. The test reads the lines, changes the twin, kills
 the node and starts it again.
@@ -8,12 +8,12 @@ import asyncio
 import json
 import sys
 
-from azure.iot.device import Message
+from azure.iot.device import X509, Message
 from azure.iot.device.aio import IoTHubDeviceClient
 
 
 def use_port(port):
-    """The SDK dials 8883 and has no option for another port: the MQTT client below it is told here, as a redirect of
+    """The SDK dials 8883 or 443 and has no option for another port: the MQTT client below it is told here, as a redirect of
     the port would do it. Nothing else of the SDK is touched."""
     import paho.mqtt.client
 
@@ -30,13 +30,25 @@ def say(what, value=""):
     print(what, value, flush=True)
 
 
-async def main(ca, port, connection_string):
-    use_port(int(port))
+def make_client(ca, transport, connection_string, *certificate_and_key):
     with open(ca, encoding="ascii") as file:
-        certificate = file.read()
-    client = IoTHubDeviceClient.create_from_connection_string(
-        connection_string, server_verification_cert=certificate, connection_retry_interval=1
+        options = {
+            "server_verification_cert": file.read(),
+            "connection_retry_interval": 1,
+            "websockets": transport == "websocket",
+        }
+    if not certificate_and_key:
+        return IoTHubDeviceClient.create_from_connection_string(connection_string, **options)
+    # This SDK takes certificates without a connection string.
+    parts = dict(part.split("=", 1) for part in connection_string.split(";"))
+    return IoTHubDeviceClient.create_from_x509_certificate(
+        X509(*certificate_and_key), parts["HostName"], parts["DeviceId"], **options
     )
+
+
+async def main(ca, port, *arguments):
+    use_port(int(port))
+    client = make_client(ca, *arguments)
     await client.connect()
 
     message = Message("hello from the SDK")

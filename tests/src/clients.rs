@@ -9,6 +9,7 @@ use drover_chaos::mqtt::codec::{self, Connect, Packet};
 use drover_chaos::mqtt::link::{Link, Tls};
 use drover_chaos::sas;
 use drover_proto::admin::authentication::Kind;
+use drover_proto::admin::authorities_client::AuthoritiesClient;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
@@ -21,7 +22,7 @@ use drover_proto::admin::{
     ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin, UpdateTwinRequest,
 };
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
@@ -59,6 +60,7 @@ pub struct Admin {
     pub twins: TwinsClient<Service>,
     pub messages: MessagesClient<Service>,
     pub commands: CommandsClient<Service>,
+    pub authorities: AuthoritiesClient<Service>,
     pub cluster: ClusterClient<Service>,
     token: Option<String>,
 }
@@ -110,6 +112,7 @@ impl Admin {
             twins: TwinsClient::new(service.clone()),
             messages: MessagesClient::new(service.clone()),
             commands: CommandsClient::new(service.clone()),
+            authorities: AuthoritiesClient::new(service.clone()),
             cluster: ClusterClient::new(service),
             token,
         })
@@ -304,6 +307,30 @@ impl<'a> Login<'a> {
             clean_session: false,
         })
     }
+
+    /// With a certificate instead of a password.
+    pub fn without_password(id: &'a str) -> Self {
+        let user = format!("{HOST}/{id}/?api-version=2021-04-12");
+        Self { id, user, password: String::new(), clean_session: false }
+    }
+
+    /// The CONNECT as bytes.
+    pub fn packet(&self) -> Vec<u8> {
+        let mut packet = Vec::new();
+        self.connect().encode(&mut packet);
+        packet
+    }
+
+    /// An empty password is not sent.
+    fn connect(&self) -> Connect<'_> {
+        Connect {
+            client_id: self.id,
+            username: Some(&self.user),
+            password: Some(self.password.as_str()).filter(|password| !password.is_empty()),
+            clean_session: self.clean_session,
+            keep_alive_s: 60,
+        }
+    }
 }
 
 impl Device {
@@ -312,15 +339,22 @@ impl Device {
         Self::log_in(address, None, Login::new(id, key)?).await
     }
 
+    /// Connects with a certificate and no password.
+    pub async fn with_certificate(address: SocketAddr, tls: &Tls, id: &str) -> Result<Self> {
+        Self::log_in(address, Some(tls), Login::without_password(id)).await
+    }
+
+    /// Over a stream that is something else than a socket.
+    pub async fn log_in_over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        login: Login<'_>,
+    ) -> Result<Self> {
+        let link = Link::over(stream, &login.connect()).await?;
+        Ok(Self { id: login.id.to_owned(), link, last_packet_id: 0 })
+    }
+
     pub async fn log_in(address: SocketAddr, tls: Option<&Tls>, login: Login<'_>) -> Result<Self> {
-        let connect = Connect {
-            client_id: login.id,
-            username: Some(&login.user),
-            password: Some(&login.password),
-            clean_session: login.clean_session,
-            keep_alive_s: 60,
-        };
-        let link = Link::open(address, None, tls, &connect).await?;
+        let link = Link::open(address, None, tls, &login.connect()).await?;
         Ok(Self { id: login.id.to_owned(), link, last_packet_id: 0 })
     }
 
@@ -464,6 +498,18 @@ fn twin_status(topic: &str, rid: u16) -> Option<u16> {
     let (status, query) = topic.strip_prefix("$iothub/twin/res/")?.split_once("/?")?;
     let is_ours = query.split('&').any(|item| item == format!("$rid={rid}"));
     is_ours.then(|| status.parse().ok()).flatten()
+}
+
+/// Says `begun` and nothing more, and waits until the hub closes the connection.
+pub async fn until_closed(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    begun: &[u8],
+) -> Result<()> {
+    stream.write_all(begun).await?;
+    stream.flush().await?;
+    // However it ends, it has ended.
+    let ended = timeout(ANSWER_TIMEOUT, stream.read_to_end(&mut Vec::new())).await;
+    ended.map(drop).context("the hub does not close the connection")
 }
 
 /// A page; an error if the status is not 200.

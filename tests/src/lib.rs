@@ -1,8 +1,10 @@
 //! What the tests of whole processes stand on: real nodes, clients, and waiting for a condition.
 
+pub mod certificates;
 pub mod clients;
 pub mod nodes;
 pub mod programs;
+pub mod websocket;
 
 use std::fmt::Debug;
 use std::time::Duration;

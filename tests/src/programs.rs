@@ -1,11 +1,12 @@
-//! Clients that nobody here wrote, run as programs: mosquitto's, and small Python scripts over the vendors' packages.
+//! Clients that nobody here wrote, run as programs: mosquitto's, and small scripts over the vendors' packages.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// An SDK that waits for something that never comes waits for ever.
@@ -40,6 +41,49 @@ pub fn python(script: &str) -> Command {
     let mut command = Command::new(checkout.join(".env/bin/python"));
     command.arg("-u").arg(checkout.join("tests/clients").join(script));
     command
+}
+
+/// The same with Node, and the packages that it has installed.
+pub fn node(script: &str) -> Command {
+    let checkout = checkout();
+    let mut command = Command::new("node");
+    command
+        .env("NODE_PATH", checkout.join(".env/node/node_modules"))
+        .arg(checkout.join("tests/clients").join(script));
+    command
+}
+
+/// A program that runs for as long as the test listens to it.
+pub struct Running {
+    said: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{command:?} cannot be run: make test installs it"))?;
+        let said = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        Ok(Self { said, _child: child })
+    }
+
+    /// Waits for a line that begins so; answers with the rest of it. Lines before it are dropped.
+    pub async fn says(&mut self, wanted: &str) -> Result<String> {
+        let listen = async {
+            while let Some(line) = self.said.next_line().await? {
+                if let Some(rest) = line.strip_prefix(wanted) {
+                    return Ok(rest.trim().to_owned());
+                }
+            }
+            bail!("the program ended before it said {wanted:?}")
+        };
+        timeout(crate::PATIENCE, listen).await.with_context(|| format!("no {wanted:?}"))?
+    }
 }
 
 /// The folder of the workspace.

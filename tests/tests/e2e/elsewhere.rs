@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote: mosquitto's, Azure's device SDK for Python, gRPC with nothing but reflection.
+//! Clients that nobody here wrote: mosquitto's, gRPC with nothing but reflection. What all of Azure's device SDKs do is in `sdks`.
 
 use anyhow::{Context, Result};
 use drover_proto::admin::{CommandState, Property, SendCommandRequest};
@@ -95,6 +95,7 @@ async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> 
     script
         .arg(nodes.ca())
         .arg(nodes.mqtts(0).port().to_string())
+        .arg("mqtt")
         .arg(&connection)
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
