@@ -393,12 +393,13 @@ fn show_done(done: &Done) -> String {
         Done::Queued { command, repeated: true, .. } => {
             format!("there already, {}", show_mail(command))
         }
-        Done::Queued { command, superseded: 0, .. } => show_mail(command),
+        Done::Queued { command, superseded: 0, .. } | Done::Cancelled(command) => {
+            show_mail(command)
+        }
         Done::Queued { command, superseded, .. } => {
             format!("{}, superseded {superseded}", show_mail(command))
         }
         Done::Settled => "settled".to_owned(),
-        Done::Cancelled(command) => show_mail(command),
         Done::Purged { count, sent } => format!("purged {count}, {sent} of them sent before"),
         Done::TimersRun => "run".to_owned(),
     }

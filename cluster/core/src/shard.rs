@@ -11,7 +11,7 @@ use crate::change::{
 use crate::device::{self, Channel, Device, Revoked, check_etag};
 use crate::document::Object;
 use crate::feedback::{Feedback, FeedbackLog};
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch};
+use crate::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version};
 use crate::mailbox::{self, Commands, Mailbox};
 pub use crate::stream::Stream;
 use crate::twin::Twin;
@@ -199,11 +199,7 @@ fn decide(
         }
         DeviceChange::PatchReported { sender, expected, patch } => {
             existing(&mut records.device, id)?.check_sender(*sender)?;
-            let twin = twin_of_existing(&mut records.twin);
-            let version = twin.report(*expected, patch, at)?;
-            let changed = Event::TwinChanged { device: id.clone(), version: twin.version, at };
-            let done = Done::Reported { version };
-            Ok(Applied::accepted(done).touching_twin().with([Effect::Notify(changed)]))
+            report(twin_of_existing(&mut records.twin), id, *expected, patch, at)
         }
         DeviceChange::UpdateTwin { if_match, expected_desired, mode, tags, desired } => {
             let device = existing(&mut records.device, id)?;
@@ -218,10 +214,10 @@ fn decide(
         }
         DeviceChange::SettleCommand { epoch, sequence, settlement } => {
             existing(&mut records.device, id)?.presence.check_live(*epoch)?;
-            mail(records, stream, id, at, |mailbox| mailbox.settle(*epoch, *sequence, *settlement))
+            mail(records, stream, id, at, |mail| mail.settle(*epoch, *sequence, *settlement))
         }
         DeviceChange::CancelCommand { command } => {
-            mail(records, stream, id, at, |mailbox| mailbox.cancel(command))
+            mail(records, stream, id, at, |mail| mail.cancel(command))
         }
         DeviceChange::PurgeCommands => mail(records, stream, id, at, |mailbox| Ok(mailbox.purge())),
         DeviceChange::RunCommandTimers => mail(records, stream, id, at, |_| Ok(Done::TimersRun)),
@@ -259,6 +255,20 @@ fn mailed(mailbox: Mailbox<'_>, feedback: &mut FeedbackLog, applied: Applied) ->
 
 fn commands_of_existing(commands: &mut Option<Commands>) -> &mut Commands {
     commands.as_mut().expect("needs_commands said to load them")
+}
+
+fn report(
+    twin: &mut Twin,
+    id: &DeviceId,
+    expected: Option<Version>,
+    patch: &Object,
+    at: LogTime,
+) -> Result<Applied, Refusal> {
+    let version = twin.report(expected, patch, at)?;
+    let changed = Event::TwinChanged { device: id.clone(), version: twin.version, at };
+    Ok(Applied::accepted(Done::Reported { version })
+        .touching_twin()
+        .with([Effect::Notify(changed)]))
 }
 
 fn existing<'a>(device: &'a mut Option<Device>, id: &DeviceId) -> Result<&'a mut Device, Refusal> {

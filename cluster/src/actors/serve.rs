@@ -208,9 +208,10 @@ fn commands(
             more = true;
             break;
         }
-        let message = match with_bodies && command.is_waiting() {
-            true => mailbox::body(store, group, device, command.sequence)?,
-            false => None,
+        let message = if with_bodies && command.is_waiting() {
+            mailbox::body(store, group, device, command.sequence)?
+        } else {
+            None
         };
         bytes += message.as_ref().map_or(0, |message| message.0.len());
         commands.push((command, message));

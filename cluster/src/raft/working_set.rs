@@ -67,9 +67,10 @@ impl WorkingSet {
         if records.commands.is_none() && needs_commands(records.device.as_ref(), change) {
             let has_commands =
                 records.device.as_ref().is_some_and(|device| device.mailbox.has_commands());
-            records.commands = Some(match has_commands {
-                true => mailbox::commands(&*self.storage, self.group, id)?,
-                false => Commands::new(),
+            records.commands = Some(if has_commands {
+                mailbox::commands(&*self.storage, self.group, id)?
+            } else {
+                Commands::new()
             });
         }
         Ok(loaded)

@@ -264,9 +264,10 @@ async fn cancel(one: One, client: &Client, out: &mut Output<'_>) -> Result<(), F
         return out.json(&shown);
     }
     let id = &command.message_id;
-    out.line(&match response.may_have_been_delivered {
-        false => format!("{id} is cancelled and was never sent"),
-        true => format!("{id} is cancelled, but it was sent before: the device may have it"),
+    out.line(&if response.may_have_been_delivered {
+        format!("{id} is cancelled, but it was sent before: the device may have it")
+    } else {
+        format!("{id} is cancelled and was never sent")
     })
 }
 
@@ -293,13 +294,11 @@ fn print_history(command: &Shown, out: &mut Output<'_>) -> Result<(), Failure> {
         let (time, node) = (time_text(delivery.time.as_ref()), &delivery.node);
         out.line(&format!("{time} sent by node {node} over connection {}", delivery.epoch))?;
     }
-    match &command.ended {
-        Some(ended) => out.line(&format!("{} {}", json::time_text(ended), state(command.state))),
-        None => {
-            let expires = time_text(command.expires.as_ref());
-            out.line(&format!("{}, expires {expires}", state(command.state)))
-        }
+    let state = state(command.state);
+    if let Some(ended) = &command.ended {
+        return out.line(&format!("{} {state}", json::time_text(ended)));
     }
+    out.line(&format!("{state}, expires {}", time_text(command.expires.as_ref())))
 }
 
 type Responses = BoxStream<'static, Result<(u32, ReadFeedbackResponse), tonic::Status>>;

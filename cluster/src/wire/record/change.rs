@@ -13,7 +13,7 @@ use super::device::{
 };
 use super::mailbox::{
     cancel_command_from_record, new_command_to_record, send_command_from_record,
-    settle_command_from_record, settlement_to_record,
+    settle_command_from_record, settle_command_to_record,
 };
 use super::value::{object_from_record, object_to_record};
 use super::{decode, encode, required};
@@ -177,11 +177,7 @@ fn device_change_to_record(change: &DeviceChange) -> Kind {
         }
         DeviceChange::SendCommand(new) => Kind::SendCommand(new_command_to_record(new)),
         DeviceChange::SettleCommand { epoch, sequence, settlement } => {
-            Kind::SettleCommand(record::SettleCommand {
-                epoch: epoch.get(),
-                sequence: sequence.get(),
-                settlement: settlement_to_record(*settlement).into(),
-            })
+            Kind::SettleCommand(settle_command_to_record(*epoch, *sequence, *settlement))
         }
         DeviceChange::CancelCommand { command } => {
             Kind::CancelCommand(record::CancelCommand { id: command.as_str().to_owned() })

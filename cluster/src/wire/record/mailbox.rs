@@ -201,7 +201,19 @@ pub(super) fn cancel_command_from_record(
     Ok(DeviceChange::CancelCommand { command: command_id(&cancel.id)? })
 }
 
-pub(super) fn settlement_to_record(settlement: Settlement) -> record::Settlement {
+pub(super) fn settle_command_to_record(
+    epoch: SessionEpoch,
+    sequence: CommandSequence,
+    settlement: Settlement,
+) -> record::SettleCommand {
+    record::SettleCommand {
+        epoch: epoch.get(),
+        sequence: sequence.get(),
+        settlement: settlement_to_record(settlement).into(),
+    }
+}
+
+fn settlement_to_record(settlement: Settlement) -> record::Settlement {
     match settlement {
         Settlement::Complete => record::Settlement::Complete,
         Settlement::Reject => record::Settlement::Reject,

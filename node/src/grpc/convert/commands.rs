@@ -42,7 +42,7 @@ impl TryFrom<admin::SendCommandRequest> for Send {
             command: SendCommand {
                 id: id.map(|id| command_id(id)).transpose()?,
                 key: key(&request.supersede_key)?,
-                ack: ack(request.acknowledgement())?,
+                ack: ack(request.acknowledgement()),
                 expiry,
                 not_before,
                 message: message(request, expiry)?,
@@ -63,12 +63,12 @@ fn key(key: &str) -> Result<Option<String>, Invalid> {
     Ok(Some(key.to_owned()).filter(|key| !key.is_empty()))
 }
 
-fn ack(asked: Acknowledgement) -> Result<Ack, Invalid> {
+fn ack(asked: Acknowledgement) -> Ack {
     match asked {
-        Acknowledgement::Unspecified | Acknowledgement::None => Ok(Ack::None),
-        Acknowledgement::Positive => Ok(Ack::Positive),
-        Acknowledgement::Negative => Ok(Ack::Negative),
-        Acknowledgement::Full => Ok(Ack::Full),
+        Acknowledgement::Unspecified | Acknowledgement::None => Ack::None,
+        Acknowledgement::Positive => Ack::Positive,
+        Acknowledgement::Negative => Ack::Negative,
+        Acknowledgement::Full => Ack::Full,
     }
 }
 

@@ -542,12 +542,11 @@ impl Live {
                 Qos::AtLeastOnce => Some(self.packet_ids.allocate()?),
                 Qos::AtMostOnce => None,
             };
-            match packet_id {
-                Some(packet_id) => self.commands.open_next(packet_id),
-                None => {
-                    self.commands.drop_next();
-                    self.settle(sequence, Settlement::Complete);
-                }
+            if let Some(packet_id) = packet_id {
+                self.commands.open_next(packet_id);
+            } else {
+                self.commands.drop_next();
+                self.settle(sequence, Settlement::Complete);
             }
             return Some(Reply::Publish { topic, packet_id, dup, payload }.into());
         }

@@ -793,12 +793,12 @@ fn sent(sequence: u64, deliveries: u32, expires_ms: u64) -> Delivery {
 
 /// The commands among the replies: body, packet id and DUP.
 fn commands(replies: Vec<Reply>) -> Vec<(String, Option<u16>, bool)> {
-    let command = |reply| match reply {
-        Reply::Publish { topic, packet_id, dup, payload } => {
-            assert!(topic.starts_with("devices/d/messages/devicebound/%24.to="), "{topic}");
-            (String::from_utf8(payload).expect("text"), packet_id, dup)
-        }
-        other => panic!("no command but {other:?}"),
+    let command = |reply| {
+        let Reply::Publish { topic, packet_id, dup, payload } = reply else {
+            panic!("no command but {reply:?}")
+        };
+        assert!(topic.starts_with("devices/d/messages/devicebound/%24.to="), "{topic}");
+        (String::from_utf8(payload).expect("text"), packet_id, dup)
     };
     replies.into_iter().map(command).collect()
 }
@@ -809,9 +809,9 @@ fn command(body: &str, packet_id: Option<u16>, dup: bool) -> (String, Option<u16
 
 const LATER_MS: u64 = 1_700_000_300_000;
 
-fn completes(sequence: u64) -> Option<Request> {
+fn completes(sequence: u64) -> Request {
     let sequence = CommandSequence::new(sequence);
-    Some(Request::Settle { sequence, settlement: Settlement::Complete })
+    Request::Settle { sequence, settlement: Settlement::Complete }
 }
 
 #[test]
@@ -827,12 +827,12 @@ fn a_puback_completes_a_command_and_an_unknown_one_means_nothing() {
     assert_eq!(device.request(), None);
     device.send(Packet::Puback(2));
     device.send(Packet::Puback(2));
-    assert_eq!(device.request(), completes(2));
+    assert_eq!(device.request(), Some(completes(2)));
     device.send(Packet::Puback(1));
     assert_eq!(device.request(), None, "one request at a time");
     let ended = Refusal::CommandEnded { ending: Ending::Expired };
     device.answer(Outcome::Settled(Err(Error::Refused(ended))));
-    assert_eq!(device.request(), completes(1));
+    assert_eq!(device.request(), Some(completes(1)));
     device.answer(Outcome::Settled(Ok(())));
     assert_eq!((device.request(), device.closed()), (None, None));
 }
@@ -843,7 +843,7 @@ fn at_quality_0_a_command_is_completed_when_it_is_sent() {
     device.session.handle_delivery(Some(sent(1, 1, LATER_MS)));
     assert_eq!(device.request(), None);
     assert_eq!(commands(device.replies()), [command("b1", None, false)]);
-    assert_eq!(device.request(), completes(1));
+    assert_eq!(device.request(), Some(completes(1)));
 }
 
 #[test]
@@ -854,7 +854,7 @@ fn a_command_is_published_once_over_a_connection() {
     device.session.handle_delivery(Some(sent(1, 2, LATER_MS)));
     assert!(device.replies().is_empty(), "its lock ran out, and the device has it");
     device.send(Packet::Puback(1));
-    assert_eq!(device.request(), completes(1));
+    assert_eq!(device.request(), Some(completes(1)));
 }
 
 #[test]
