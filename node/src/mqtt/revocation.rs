@@ -42,10 +42,10 @@ mod tests {
     }
 
     /// With one policy that may connect devices.
-    fn meta(primary: u8, secondary: u8) -> Option<Arc<Meta>> {
+    fn meta(primary: u8, secondary: u8) -> Arc<Meta> {
         let permissions = BTreeSet::from([Permission::DeviceConnect]);
         let policy = Policy { primary: key(primary), secondary: key(secondary), permissions };
-        Some(Arc::new(Meta {
+        Arc::new(Meta {
             cluster_id: "test".into(),
             shard_count: ShardCount::new(1).expect("1 is a legal count"),
             replication_factor: 1,
@@ -54,7 +54,7 @@ mod tests {
             policies: BTreeMap::from([("device".to_owned(), policy)]),
             authorities: BTreeMap::new(),
             version: 1,
-        }))
+        })
     }
 
     fn by(letter: u8) -> Grant {
@@ -63,26 +63,26 @@ mod tests {
 
     #[test]
     fn a_right_ends_with_the_key_that_it_was_signed_with_and_not_with_the_other_one() {
-        let (change, seen) = watch::channel(meta(1, 2));
+        let (change, seen) = watch::channel(Some(meta(1, 2)));
         let mut revocation = of(by(1), seen);
         assert_eq!((&mut revocation).now_or_never(), None);
-        change.send_replace(meta(3, 1));
+        change.send_replace(Some(meta(3, 1)));
         assert_eq!((&mut revocation).now_or_never(), None, "it is the secondary one now");
-        change.send_replace(meta(3, 4));
+        change.send_replace(Some(meta(3, 4)));
         assert_eq!((&mut revocation).now_or_never(), Some(()));
     }
 
     #[test]
     fn a_right_that_ended_before_anybody_waited_is_found_ended() {
-        let (change, seen) = watch::channel(meta(1, 2));
+        let (change, seen) = watch::channel(Some(meta(1, 2)));
         let revocation = of(by(1), seen);
-        change.send_replace(meta(3, 4));
+        change.send_replace(Some(meta(3, 4)));
         assert_eq!(revocation.now_or_never(), Some(()));
     }
 
     #[test]
     fn the_end_of_the_node_is_no_revocation() {
-        let (change, seen) = watch::channel(meta(1, 2));
+        let (change, seen) = watch::channel(Some(meta(1, 2)));
         let revocation = of(by(1), seen);
         drop(change);
         assert_eq!(revocation.now_or_never(), None);

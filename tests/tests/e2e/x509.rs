@@ -18,19 +18,19 @@ use tonic::Code;
 /// The return code for every failed authentication, so that ids cannot be probed.
 const NOT_AUTHORIZED: &str = "CONNACK 5";
 
-fn by_authority() -> Option<Authentication> {
+fn by_authority() -> Authentication {
     let kind = Kind::CertificateAuthority(admin::CertificateAuthority {});
-    Some(Authentication { kind: Some(kind) })
+    Authentication { kind: Some(kind) }
 }
 
-fn by_thumbprints(primary: &Identity, secondary: &Identity) -> Result<Option<Authentication>> {
+fn by_thumbprints(primary: &Identity, secondary: &Identity) -> Result<Authentication> {
     let kind =
         Kind::SelfSigned(Thumbprints { primary: primary.sha256()?, secondary: secondary.sha1()? });
-    Ok(Some(Authentication { kind: Some(kind) }))
+    Ok(Authentication { kind: Some(kind) })
 }
 
-async fn create(admin: &Admin, id: &str, authentication: Option<Authentication>) -> Result<()> {
-    let id = id.to_owned();
+async fn create(admin: &Admin, id: &str, authentication: Authentication) -> Result<()> {
+    let (id, authentication) = (id.to_owned(), Some(authentication));
     let request = CreateDeviceRequest { id, authentication, ..CreateDeviceRequest::default() };
     admin.devices.clone().create_device(request).await?;
     Ok(())
@@ -109,7 +109,7 @@ async fn replacing_thumbprints_and_disabling_end_the_connection_at_any_node() ->
         authentication,
         ..UpdateDeviceRequest::default()
     };
-    let rotated = by_thumbprints(&second, &third)?;
+    let rotated = Some(by_thumbprints(&second, &third)?);
     admin.devices.clone().update_device(update(rotated, DeviceStatus::Unspecified)).await?;
     device.until_closed().await?;
     let refused = refusal(&nodes, 1, "meter", &first).await?;

@@ -278,7 +278,10 @@ fn an_authority_that_has_the_name_and_not_the_key_proves_nothing() {
 #[test]
 fn the_authority_itself_is_no_device() {
     let ca = Ca::new("pump");
-    assert!(matches!(refusal(&ca, &[ca.certificate.clone()]), Denied::NotVouchedFor(_)));
+    assert!(matches!(
+        refusal(&ca, std::slice::from_ref(&ca.certificate)),
+        Denied::NotVouchedFor(_)
+    ));
 }
 
 #[test]
