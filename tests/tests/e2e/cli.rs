@@ -1,11 +1,12 @@
 //! The command line against a real hub: what people see, what programs read, exit codes, streams that outlive a node.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use drover_tests::clients::{Device, HOST};
 use drover_tests::nodes::{Nodes, program};
-use drover_tests::{programs, until_ok};
+use drover_tests::{programs, until, until_ok};
 use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines};
 use tokio::process::Command;
@@ -70,6 +71,9 @@ async fn tables_are_for_people_and_json_is_for_programs() -> Result<()> {
     Ok(())
 }
 
+/// A tail that listens says within this what was sent.
+const ROUND: Duration = Duration::from_millis(500);
+
 /// What a command that follows a stream says, line by line.
 struct Follower {
     _process: tokio::process::Child,
@@ -116,6 +120,18 @@ async fn streams_that_are_followed_go_on_after_the_node_was_away() -> Result<()>
     let mut read = Follower::start(&nodes, &["messages", "read", "--follow"])?;
     let mut tail = Follower::start(&nodes, &["messages", "tail"])?;
     hears(&mut read.messages, "first").await?;
+    // A tail has no past: only what it hears shows that it listens.
+    let key_of_clock = nodes.admin(0)?.create_device("clock").await?;
+    let mut clock = Device::connect(nodes.mqtt(0), "clock", &key_of_clock).await?;
+    until(
+        "the tail to listen",
+        async || {
+            clock.send("tick").await?;
+            timeout(ROUND, hears(&mut tail.messages, "clock")).await?
+        },
+        Result::is_ok,
+    )
+    .await?;
 
     nodes.kill(0)?;
     nodes.restart(0)?;
