@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drover/admin/v1/authorities.proto",
         "drover/admin/v1/messages.proto",
         "drover/admin/v1/commands.proto",
+        "drover/admin/v1/methods.proto",
         "drover/admin/v1/cluster.proto",
     ];
     println!("cargo::rerun-if-changed=drover");

@@ -29,6 +29,7 @@ const COMMIT_SECONDS: &str = "drover_actors_commit_seconds";
 const REFUSED: &str = "drover_actors_refused_total";
 const FORWARDED: &str = "drover_actors_forwarded_total";
 const LIVE_MISSED: &str = "drover_actors_live_missed_total";
+const CALL_REPORTS_IGNORED: &str = "drover_actors_call_reports_ignored_total";
 const RESTARTED: &str = "drover_actors_restarted_total";
 
 /// Tells the recorder what the names mean.
@@ -97,6 +98,10 @@ fn describe_actors() {
     );
     describe_counter!(FORWARDED, "Requests that were sent on to the leader of their group.");
     describe_counter!(LIVE_MISSED, "Live events that were dropped because a reader was slow.");
+    describe_counter!(
+        CALL_REPORTS_IGNORED,
+        "Answers to calls that nobody waited for: too late, repeated, or of a connection that had ended."
+    );
     describe_counter!(RESTARTED, "Actors that failed and were restarted, by kind.");
 }
 
@@ -186,6 +191,10 @@ pub(crate) fn forwarded() {
 
 pub(crate) fn live_missed(count: u64) {
     counter!(LIVE_MISSED).increment(count);
+}
+
+pub(crate) fn call_report_ignored() {
+    counter!(CALL_REPORTS_IGNORED).increment(1);
 }
 
 pub(crate) fn device_restarted() {

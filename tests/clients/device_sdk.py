@@ -8,7 +8,7 @@ import asyncio
 import json
 import sys
 
-from azure.iot.device import X509, Message
+from azure.iot.device import X509, Message, MethodResponse
 from azure.iot.device.aio import IoTHubDeviceClient
 
 
@@ -73,6 +73,13 @@ async def main(ca, port, *arguments):
             }
         ),
     )
+
+    async def answer(request):
+        say("method", json.dumps({"name": request.name, "payload": request.payload}))
+        response = MethodResponse.create_from_method_request(request, 200, {"echo": request.payload})
+        await client.send_method_response(response)
+
+    client.on_method_request_received = answer
     client.on_connection_state_change = lambda: say("connected" if client.connected else "disconnected")
     # Setting the handler subscribes in the background; a request that follows is answered after it.
     await client.get_twin()

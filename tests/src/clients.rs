@@ -14,12 +14,14 @@ use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
+use drover_proto::admin::methods_client::MethodsClient;
 use drover_proto::admin::read_stream_request::From as ReadFrom;
 use drover_proto::admin::twins_client::TwinsClient;
 use drover_proto::admin::{
     Acknowledgement, Command, CreateDeviceRequest, Feedback, GetCommandRequest, GetStatusRequest,
-    GetTwinRequest, InitializeRequest, Member, Message, Permission, ReadFeedbackRequest,
-    ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin, UpdateTwinRequest,
+    GetTwinRequest, InitializeRequest, InvokeMethodRequest, InvokeMethodResponse, Member, Message,
+    Permission, ReadFeedbackRequest, ReadStreamRequest, SendCommandRequest, SendCommandResponse,
+    Twin, UpdateTwinRequest,
 };
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -61,6 +63,7 @@ pub struct Admin {
     pub messages: MessagesClient<Service>,
     pub commands: CommandsClient<Service>,
     pub authorities: AuthoritiesClient<Service>,
+    pub methods: MethodsClient<Service>,
     pub cluster: ClusterClient<Service>,
     token: Option<String>,
 }
@@ -113,6 +116,7 @@ impl Admin {
             messages: MessagesClient::new(service.clone()),
             commands: CommandsClient::new(service.clone()),
             authorities: AuthoritiesClient::new(service.clone()),
+            methods: MethodsClient::new(service.clone()),
             cluster: ClusterClient::new(service),
             token,
         })
@@ -204,6 +208,24 @@ impl Admin {
 }
 
 impl Admin {
+    /// Calls a method, with a second's wait for the device and two for its answer.
+    pub async fn invoke(
+        &self,
+        device: &str,
+        method: &str,
+        payload: &str,
+    ) -> Result<InvokeMethodResponse, Status> {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let request = InvokeMethodRequest {
+            device_id: device.to_owned(),
+            method_name: method.to_owned(),
+            payload: payload.to_owned(),
+            connect_timeout: seconds(1),
+            response_timeout: seconds(2),
+        };
+        Ok(self.methods.clone().invoke_method(request).await?.into_inner())
+    }
+
     /// Sends a command that asks for full feedback; its body is its id.
     pub async fn send_command(
         &self,
@@ -450,6 +472,26 @@ impl Device {
             Some(Received { bag, packet_id: *id, dup: *dup, body: payload.to_vec() })
         };
         self.hear("a command", command).await
+    }
+
+    pub async fn subscribe_methods(&mut self) -> Result<()> {
+        self.link.subscribe("$iothub/methods/POST/#", 1).await
+    }
+
+    /// Waits for a call; answers with its name, its request id and its payload.
+    pub async fn call(&mut self) -> Result<(String, String, Value)> {
+        let call = |packet: &Packet| {
+            let (topic, body) = published(packet)?;
+            let (name, rid) = topic.strip_prefix("$iothub/methods/POST/")?.split_once("/?$rid=")?;
+            Some((name.to_owned(), rid.to_owned(), serde_json::from_slice(body).ok()?))
+        };
+        self.hear("a call", call).await
+    }
+
+    /// Answers a call and waits for the PUBACK.
+    pub async fn answer(&mut self, rid: &str, status: i32, body: &str) -> Result<()> {
+        let topic = format!("$iothub/methods/res/{status}/?$rid={rid}");
+        self.publish(&topic, body.as_bytes()).await
     }
 
     /// Sends the PUBACK of a command.

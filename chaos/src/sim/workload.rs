@@ -159,7 +159,7 @@ impl Workload {
             };
             match *delivery {
                 // The workload sends none.
-                Delivery::Command(_) => {}
+                Delivery::Command(_) | Delivery::Call(_) => {}
                 Delivery::End(reason) => {
                     self.history.note(format_args!("{device} as {epoch} is ended: {reason:?}"));
                     connection.has_ended = true;

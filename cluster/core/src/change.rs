@@ -308,6 +308,8 @@ pub enum Effect {
     EndSessions { device: DeviceId, live: SessionEpoch },
     /// Send the patch to the live connection, if it listens.
     SendDesired { device: DeviceId, epoch: SessionEpoch, version: Version, patch: Object },
+    /// A connection that listens to methods is live: calls that wait can go to it.
+    Reachable { device: DeviceId, epoch: SessionEpoch },
     /// Send these commands, which are locked for it, to the live connection, in this order.
     SendCommands { device: DeviceId, epoch: SessionEpoch, commands: Vec<Outgoing> },
     /// A mailbox waits for this time: [`DeviceChange::RunCommandTimers`] is due then.

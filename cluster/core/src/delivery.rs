@@ -4,6 +4,7 @@ use crate::change::Message;
 use crate::document::Object;
 use crate::ids::{DeliveryNumber, Version};
 use crate::mailbox::Command;
+use crate::method::Call;
 
 /// What the cluster tells a connection between its own requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +15,8 @@ pub enum Delivery {
     Desired { version: Version, patch: Object },
     /// A command that is locked for this connection. The same one may come again: the device is to have it once.
     Command(Box<SentCommand>),
+    /// A direct method, if the device listens. It comes once at the most.
+    Call(Call),
 }
 
 /// A command on its way to a connection.

@@ -281,6 +281,10 @@ counter! {
     DeliveryNumber
 }
 counter! {
+    /// Tells a direct method's call from all others of its shard. The answer must carry it.
+    CallId
+}
+counter! {
     /// The place of a message in its shard's stream, counted from 0, without holes (P1).
     Offset
 }

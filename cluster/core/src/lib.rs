@@ -13,6 +13,7 @@ pub mod ids;
 pub mod mailbox;
 pub mod message;
 pub mod meta;
+pub mod method;
 #[doc(hidden)]
 pub mod mutants;
 pub mod placement;

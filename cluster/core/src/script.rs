@@ -419,6 +419,7 @@ fn show_effect(effect: &Effect) -> String {
             format!("send commands to {epoch}: {}", commands.join(", "))
         }
         Effect::CommandsDue { at } => format!("commands due at {at}"),
+        Effect::Reachable { device, epoch } => format!("{device} can be called, epoch {epoch}"),
         Effect::FeedbackAppended { next } => format!("feedback ends at {next}"),
         Effect::Appended { first, count } => format!("appended {count} from {first}"),
         Effect::Notify(event) => match event {

@@ -180,7 +180,7 @@ fn decide(
             let device = existing(&mut records.device, id)?;
             device.presence.check_live(*epoch)?;
             device.presence.subscriptions.extend(subscriptions);
-            Ok(subscribed(device))
+            Ok(subscribed(device).with(reachable(device)))
         }
         DeviceChange::Unsubscribe { epoch, channels } => {
             let device = existing(&mut records.device, id)?;
@@ -365,10 +365,17 @@ fn connect(device: &mut Device, clean_session: bool, node: Option<NodeId>, at: L
         .touching_device()
         .with(ended(device, former, at))
         .with([connected])
+        .with(reachable(device))
 }
 
 fn subscribed(device: &Device) -> Applied {
     Applied::accepted(Done::Subscribed(device.presence.subscriptions.clone())).touching_device()
+}
+
+fn reachable(device: &Device) -> Option<Effect> {
+    let epoch = device.presence.epoch;
+    let listens = device.presence.listens_to(Channel::Methods);
+    listens.then(|| Effect::Reachable { device: device.id.clone(), epoch })
 }
 
 fn disconnect(

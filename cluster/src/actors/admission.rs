@@ -35,8 +35,7 @@ impl Gauge {
         (requests < self.requests_max && fits).then_some(permit)
     }
 
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.requests.load(Ordering::Relaxed) == 0 && self.bytes.load(Ordering::Relaxed) == 0
     }
 }

@@ -625,7 +625,7 @@ impl Cluster {
         self.shared.router.ask(GroupId::Shard(shard), &request, deadline, here).await
     }
 
-    fn enter(&self, bytes: usize) -> Result<Permit, Error> {
+    pub(super) fn enter(&self, bytes: usize) -> Result<Permit, Error> {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
@@ -635,7 +635,7 @@ impl Cluster {
         })
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.shared.config.limits.deadline
     }
 

@@ -59,6 +59,10 @@ pub struct Limits {
     pub shard_requests_max: usize,
     /// Requests that wait for one device: one that floods is refused before it slows down its shard.
     pub device_requests_max: usize,
+    /// Calls of one shard's devices that wait for their answers, which may take minutes.
+    pub shard_calls_max: usize,
+    /// Calls of one device that wait. Fewer than a connection's queue holds, so that they leave room in it.
+    pub device_calls_max: u32,
     /// Changes of one log entry. More only make the wait for its answer longer.
     pub entry_changes_max: usize,
     /// Bytes of one log entry: an append to a follower must fit into a heartbeat.
@@ -88,6 +92,8 @@ impl Default for Limits {
             node_bytes_max: 256 * 1024 * 1024,
             shard_requests_max: 16_384,
             device_requests_max: 256,
+            shard_calls_max: 4096,
+            device_calls_max: 16,
             entry_changes_max: 4096,
             entry_bytes_max: 1024 * 1024,
             entries_in_flight_max: 1,

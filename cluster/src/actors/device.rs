@@ -1,25 +1,28 @@
 //! One actor an active device: the order of its changes, and what goes to its connection.
 //!
-//! It holds nothing that must survive. Records are read from the applied state when they are asked for, the address of
+//! It holds nothing that must survive; the calls of methods that wait in it are nobody's but their callers'. Records are read from the applied state when they are asked for, the address of
 //! the session stands in the shard's table, and callers wait in the proposer. So passivation is free, a restart loses
 //! only the requests in the inbox (their callers are told to try again), and an idle connection costs no actor. Commands
 //! are read when they are sent: what is not locked any more by then is not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use drover_core::delivery::{Delivery, SentCommand};
-use drover_core::ids::{DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId};
+use drover_core::ids::{CallId, DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId};
 use drover_core::mailbox::{Attempt, Command, Outgoing};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::calls::{Address, Calls, Invocation};
 use super::clock::Clock;
 use super::outbox::Outbox;
 use super::proposer::Proposal;
+use super::shard::ShardMsg;
 use crate::metrics;
 use crate::storage::{Storage, mailbox};
-use crate::wire::request::Failure;
+use crate::wire::request::{Failure, Reported};
 
 /// What a device actor can be told. Each variant says who sends it.
 #[derive(Debug)]
@@ -32,6 +35,16 @@ pub(super) enum DeviceMsg {
     SendCommands { to: NodeId, epoch: SessionEpoch, commands: Vec<Outgoing> },
     /// From the shard: the node of the connection lacks what was sent after this delivery.
     ResendCommands { to: NodeId, epoch: SessionEpoch, after: DeliveryNumber },
+    /// From the shard: call the device, whose connection is there.
+    Invoke(Invocation, Address),
+    /// From the shard: the connection of the device is there.
+    Located(Address),
+    /// From the shard: the connection of this epoch has ended.
+    ConnectionEnded(SessionEpoch),
+    /// From the shard: what became of a call.
+    CallReported(Reported),
+    /// From its own timer: a call waits no longer.
+    CallsDue,
     /// From the shard, which sends nothing afterwards: there was no work for a while.
     Passivate,
     /// From a test: fail as a bug would.
@@ -47,6 +60,23 @@ pub(super) struct DeviceContext {
     pub(super) outbox: Outbox,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) clock: Arc<dyn Clock>,
+    /// The shard's actor.
+    pub(super) owner: ActorRef<ShardMsg>,
+    /// Calls of one device that may wait.
+    pub(super) calls_max: u32,
+    /// The id of the newest call.
+    pub(super) last_call: AtomicU64,
+}
+
+impl DeviceContext {
+    /// Ids of calls begin above those of all earlier leaders, so that no late answer fits a newer call.
+    pub(super) fn begin_term(&self, term: u64) {
+        self.last_call.fetch_max(term << 32, Ordering::Relaxed);
+    }
+
+    pub(super) fn next_call(&self) -> CallId {
+        CallId::new(self.last_call.fetch_add(1, Ordering::Relaxed) + 1)
+    }
 }
 
 pub(super) struct DeviceActor;
@@ -54,6 +84,7 @@ pub(super) struct DeviceActor;
 pub(super) struct DeviceState {
     device: DeviceId,
     context: Arc<DeviceContext>,
+    calls: Calls,
     _active: metrics::ActiveDevice,
 }
 
@@ -67,7 +98,8 @@ impl Actor for DeviceActor {
         _myself: ActorRef<DeviceMsg>,
         (device, context): Self::Arguments,
     ) -> Result<DeviceState, ActorProcessingErr> {
-        Ok(DeviceState { device, context, _active: metrics::ActiveDevice::enter() })
+        let calls = Calls::default();
+        Ok(DeviceState { device, context, calls, _active: metrics::ActiveDevice::enter() })
     }
 
     async fn handle(
@@ -85,10 +117,25 @@ impl Actor for DeviceActor {
             DeviceMsg::ResendCommands { to, epoch, after } => {
                 state.resend_commands(to, epoch, after);
             }
-            DeviceMsg::Passivate => myself.stop(None),
+            DeviceMsg::Invoke(invocation, address) => {
+                state.calls.invoke(&state.device, &state.context, invocation, address);
+            }
+            DeviceMsg::Located(address) => {
+                state.calls.located(&state.device, &state.context, address);
+            }
+            DeviceMsg::ConnectionEnded(epoch) => state.calls.ended(epoch),
+            DeviceMsg::CallReported(Reported { epoch, call, report, .. }) => {
+                state.calls.reported(&state.device, epoch, call, report);
+            }
+            DeviceMsg::CallsDue => state.calls.due(&state.device, &state.context),
+            DeviceMsg::Passivate => {
+                state.calls.give_up();
+                myself.stop(None);
+            }
             #[cfg(test)]
             DeviceMsg::Panic => panic!("a test asked device {} to panic", state.device),
         }
+        state.calls.set_timer(&myself);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use drover_core::change::Refusal;
 use drover_core::ids::{DeviceId, GroupId};
 use drover_core::meta::MetaRefusal;
+use drover_core::method::MethodFailure;
 
 /// Three kinds are kept apart: refused (deterministic, nothing was changed), try again (nothing was changed, or it is
 /// said to be unknown), and broken.
@@ -12,6 +13,9 @@ pub enum Error {
     Refused(#[from] Refusal),
     #[error(transparent)]
     RefusedByMeta(#[from] MetaRefusal),
+    /// The call of a method has no answer.
+    #[error(transparent)]
+    Method(#[from] MethodFailure),
     /// The request itself is not valid.
     #[error("{field}: {problem}")]
     Invalid { field: String, problem: String },
@@ -60,6 +64,9 @@ impl Error {
             | Self::DiskFull { .. }
             | Self::Stopping
             | Self::GroupStopped { .. } => true,
+            Self::Method(failure) => {
+                matches!(failure, MethodFailure::Moving | MethodFailure::TooManyCalls { .. })
+            }
             Self::Refused(_)
             | Self::RefusedByMeta(_)
             | Self::Invalid { .. }

@@ -18,6 +18,7 @@
 
 mod admission;
 mod announce;
+mod calls;
 pub mod clock;
 pub mod cluster;
 pub mod commands;
@@ -28,6 +29,7 @@ mod due;
 pub mod error;
 mod initial;
 mod live;
+pub mod methods;
 mod mutant;
 mod node;
 mod outbox;

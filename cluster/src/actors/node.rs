@@ -174,8 +174,10 @@ impl NodeState {
             Ok((actor, _)) => {
                 let limits = &config.limits;
                 let gauge = Gauge::new(limits.shard_requests_max, limits.node_bytes_max);
+                let calls = Gauge::new(limits.shard_calls_max, limits.node_bytes_max);
                 let leadership = group.leadership();
-                self.running.insert(shard, Replica { group, actor, gauge, leadership, growth });
+                let replica = Replica { group, actor, gauge, calls, leadership, growth };
+                self.running.insert(shard, replica);
             }
             // Only a name that is taken comes here, and no name is used twice.
             Err(problem) => error!(%shard, error = %problem, "a shard's actor cannot be started"),

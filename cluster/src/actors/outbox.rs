@@ -16,6 +16,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// `false`: the connection is not at this node any more, or takes nothing. What goes to another node is on its way.
     pub(super) fn deliver(
         &self,
         to: NodeId,
@@ -23,11 +24,11 @@ impl Outbox {
         device: &DeviceId,
         epoch: SessionEpoch,
         delivery: Delivery,
-    ) {
+    ) -> bool {
         if to == self.node {
-            self.sessions.deliver(shard, device, epoch, delivery);
-        } else {
-            self.peers.deliver(to, encode_delivery(device, epoch, &delivery));
+            return self.sessions.deliver(shard, device, epoch, delivery);
         }
+        self.peers.deliver(to, encode_delivery(device, epoch, &delivery));
+        true
     }
 }

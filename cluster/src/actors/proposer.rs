@@ -230,6 +230,7 @@ impl Proposer {
                 | Effect::SendDesired { .. }
                 | Effect::SendCommands { .. }
                 | Effect::CommandsDue { .. }
+                | Effect::Reachable { .. }
                 | Effect::Notify(_) => {}
             }
         }

@@ -63,7 +63,7 @@ impl Waiting {
 
     /// From here on the outcome is unknown until Raft says it.
     pub(super) fn proposed(mut self) -> Proposed {
-        Proposed { caller: self.caller.take(), _permits: std::mem::take(&mut self.permits) }
+        Proposed { caller: self.caller.take(), permits: std::mem::take(&mut self.permits) }
     }
 
     fn answer(&mut self, failure: Failure) {
@@ -87,10 +87,16 @@ impl Drop for Waiting {
 #[derive(Debug)]
 pub(super) struct Proposed {
     caller: Option<Caller>,
-    _permits: Permits,
+    permits: Permits,
 }
 
 impl Proposed {
+    /// It has turned out that nothing was done.
+    pub(super) fn withdrawn(mut self, device: DeviceId) -> Waiting {
+        let permits = std::mem::take(&mut self.permits);
+        Waiting { caller: self.caller.take(), device: Some(device), permits }
+    }
+
     pub(super) fn answer(mut self, response: Response) {
         if let Some(caller) = self.caller.take() {
             caller.answer(response);

@@ -1,6 +1,6 @@
 //! Device to shard to leader: every request finds the node that may carry it out, or an error that says what to do.
 //!
-//! A request is repeated only while it is certain that nothing was proposed: nobody leads, the node that was asked does
+//! A request is repeated only while it is certain that nothing was proposed, nor a device called: nobody leads, the node that was asked does
 //! not lead, or it could not be reached. Once a change is under way, a lost leader or a missing answer means an unknown
 //! outcome, and the caller decides. Reads are repeated after any loss. All of it counts against one deadline.
 
@@ -36,6 +36,8 @@ pub(super) struct Replica {
     pub(super) group: Group,
     pub(super) actor: ActorRef<ShardMsg>,
     pub(super) gauge: Arc<Gauge>,
+    /// Calls of methods that wait for their answers.
+    pub(super) calls: Arc<Gauge>,
     pub(super) leadership: watch::Receiver<Leadership>,
     /// Where the stream ends, as far as this node has proposed.
     pub(super) growth: watch::Receiver<Growth>,
@@ -136,7 +138,7 @@ impl Router {
         H: Fn() -> F,
         F: Future<Output = Response>,
     {
-        let changes = matches!(request, Request::Change(_));
+        let changes = matches!(request, Request::Change(_) | Request::Invoke(_));
         let mut encoded = None;
         let mut pause = PAUSE_MIN;
         for attempt in 0.. {
@@ -236,6 +238,7 @@ pub(super) fn error_of(group: GroupId, failure: Failure) -> Error {
     match failure {
         Failure::Refused(refusal) => Error::Refused(refusal),
         Failure::RefusedByMeta(refusal) => Error::RefusedByMeta(refusal),
+        Failure::Method(failure) => Error::Method(failure),
         Failure::Invalid { field, problem } => Error::Invalid { field, problem },
         Failure::NotLeader { .. } => Error::NoLeader { group },
         Failure::Busy { what } => Error::Busy { what },

@@ -178,6 +178,8 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
         Request::Change(_)
         | Request::Stream { .. }
         | Request::Feedback { .. }
+        | Request::Invoke(_)
+        | Request::ReportCall(_)
         | Request::NodeSummary => {
             return Ok(Err(Failure::Invalid {
                 field: "request".to_owned(),
@@ -321,13 +323,13 @@ pub(super) async fn read_for_peer(
     caller.answer(response);
 }
 
-fn serving(shared: &Shared, shard: ShardId) -> Option<Replica> {
+pub(super) fn serving(shared: &Shared, shard: ShardId) -> Option<Replica> {
     let replica = shared.router.replica(shard)?;
     let serving = replica.leadership.borrow().serving;
     serving.then_some(replica)
 }
 
-fn not_leader(shared: &Shared, shard: ShardId) -> Failure {
+pub(super) fn not_leader(shared: &Shared, shard: ShardId) -> Failure {
     let replica = shared.router.replica(shard);
     let leader = replica.and_then(|replica| replica.leadership.borrow().leader);
     Failure::NotLeader { leader: leader.filter(|leader| *leader != shared.config.node) }

@@ -10,8 +10,9 @@ use drover_core::change::{DeviceChange, Done, Message, Sender};
 pub use drover_core::delivery::{Delivery, EndReason, SentCommand};
 use drover_core::device::{Channel, Subscriptions};
 use drover_core::document::Object;
-use drover_core::ids::{CommandSequence, DeviceId, Offset, SessionEpoch, ShardId, Version};
+use drover_core::ids::{CallId, CommandSequence, DeviceId, Offset, SessionEpoch, ShardId, Version};
 pub use drover_core::mailbox::Settlement;
+pub use drover_core::method::{Call, CallReport, MethodResponse};
 use drover_core::twin::Twin;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -187,6 +188,12 @@ impl Session {
     ) -> Result<(), Error> {
         let change = DeviceChange::SettleCommand { epoch: self.epoch, sequence, settlement };
         self.cluster.change_device(&self.device, change).await.map(drop)
+    }
+
+    /// What became of a call that was delivered to this connection: the device's answer, or that it was not sent. Nobody
+    /// may be waiting for it any more.
+    pub async fn report_call(&self, call: CallId, report: CallReport) -> Result<(), Error> {
+        self.cluster.report_call(self.shard, &self.device, self.epoch, call, report).await
     }
 
     /// Ends the session. `will` is appended to the stream if the session is still the live one.

@@ -60,6 +60,8 @@ enum Next {
     Stays,
     /// It stays, and lacks a delivery from its mailbox.
     IsBehind,
+    /// It stays, and has not taken the delivery, which is lost to it.
+    Refuses,
     Ended,
 }
 
@@ -71,19 +73,20 @@ impl Sessions {
         Opened { sessions: self.clone(), key }
     }
 
-    /// Whoever is not here any more needs nothing.
+    /// Whoever is not here any more needs nothing. `false`: nobody has taken it, nor will.
     pub(super) fn deliver(
         &self,
         shard: ShardId,
         device: &DeviceId,
         epoch: SessionEpoch,
         delivery: Delivery,
-    ) {
+    ) -> bool {
         let key = (shard, device.clone());
         let mut table = self.table();
         match table.held.get_mut(&key) {
             Some(held) if held.epoch == epoch => match held.take(delivery) {
                 Next::Stays => {}
+                Next::Refuses => return false,
                 Next::IsBehind => {
                     table.behind.insert(shard);
                 }
@@ -92,12 +95,15 @@ impl Sessions {
                     metrics::sessions(table.held.len());
                 }
             },
+            // A call is given back: it is not worth keeping for a connection that may never be.
+            Some(_) | None if matches!(delivery, Delivery::Call(_)) => return false,
             Some(_) | None => {
                 if let Some(opening) = table.opening.get_mut(&key) {
                     opening.keep(epoch, delivery);
                 }
             }
         }
+        true
     }
 
     pub(super) fn remove(&self, shard: ShardId, device: &DeviceId, epoch: SessionEpoch) {
@@ -176,6 +182,12 @@ impl Held {
             Delivery::End(reason) => self.end(reason),
             Delivery::Desired { version, patch } => self.desired(version, patch),
             Delivery::Command(sent) => self.command(sent),
+            Delivery::Call(call) => {
+                match self.deliveries.try_send(Box::new(Delivery::Call(call))) {
+                    Ok(()) => Next::Stays,
+                    Err(_) => Next::Refuses,
+                }
+            }
         }
     }
 
@@ -255,7 +267,7 @@ impl Opened {
         let mut is_behind = false;
         for (_, delivery) in early.iter().filter(|(of, _)| *of == epoch) {
             match held.take(delivery.clone()) {
-                Next::Stays => {}
+                Next::Stays | Next::Refuses => {}
                 Next::IsBehind => is_behind = true,
                 Next::Ended => {
                     table.held.remove(&self.key);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use drover_core::change::{Effect, Event};
@@ -19,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::admission::Gauge;
 use super::announce::Judged;
+use super::calls::Invocation;
 use super::clock::Clock;
 use super::config::Limits;
 use super::device::{DeviceActor, DeviceContext, DeviceMsg, propose};
@@ -30,7 +32,7 @@ use crate::metrics;
 use crate::raft::Leadership;
 use crate::raft::group::Group;
 use crate::storage::Storage;
-use crate::wire::request::Failure;
+use crate::wire::request::{Failure, Reported};
 
 /// What a shard actor can be told. Each variant says who sends it.
 #[derive(Debug)]
@@ -39,6 +41,12 @@ pub(super) enum ShardMsg {
     Change(Option<DeviceId>, Proposal),
     /// From the proposer: an entry was applied.
     Committed { connected: Vec<Connected>, effects: Vec<Effect> },
+    /// From the router, here or on a peer: call a device.
+    Invoke(DeviceId, Invocation),
+    /// From the router, here or on a peer: what became of a call.
+    CallReported(Reported),
+    /// From a device that has calls for a connection which is moving.
+    Locate(DeviceId),
     /// From the node: these sessions of a node are live.
     Announced { node: NodeId, sessions: Vec<Judged> },
     /// From its own timer: a mailbox may be due.
@@ -122,6 +130,12 @@ impl Actor for ShardActor {
             ShardMsg::Committed { connected, effects } => {
                 state.committed(&myself, connected, effects);
             }
+            ShardMsg::Invoke(device, invocation) => state.invoke(&myself, device, invocation),
+            ShardMsg::CallReported(reported) => {
+                let device = reported.device.clone();
+                state.tell_active(&device, DeviceMsg::CallReported(reported));
+            }
+            ShardMsg::Locate(device) => state.locate(&device),
             ShardMsg::Announced { node, sessions } => state.announced(&myself, node, sessions),
             ShardMsg::CommandsDue => state.due.run(&myself, &state.context),
             ShardMsg::Leadership(leadership) => state.led(&myself, leadership),
@@ -161,13 +175,23 @@ impl ShardState {
         let tasks = [
             tokio::spawn(proposer(myself.clone(), proposals).run()),
             tokio::spawn(follow(group.leadership(), myself.clone())),
-            tokio::spawn(tick(limits.idle / 2, myself)),
+            tokio::spawn(tick(limits.idle / 2, myself.clone())),
         ];
+        let context = DeviceContext {
+            shard,
+            proposer: queue,
+            outbox,
+            storage,
+            clock,
+            owner: myself,
+            calls_max: limits.device_calls_max,
+            last_call: AtomicU64::new(0),
+        };
         Self {
             shard,
             limits,
             live,
-            context: Arc::new(DeviceContext { shard, proposer: queue, outbox, storage, clock }),
+            context: Arc::new(context),
             leadership: Leadership::default(),
             active: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -212,6 +236,34 @@ impl ShardState {
         }
     }
 
+    /// Tells a device that has an actor; to one that has none it means nothing.
+    fn tell_active(&self, device: &DeviceId, message: DeviceMsg) {
+        if let Some(active) = self.active.get(device) {
+            drop(active.actor.send_message(message));
+        }
+    }
+
+    fn invoke(&mut self, myself: &ActorRef<ShardMsg>, device: DeviceId, mut call: Invocation) {
+        let address = self.address(&device);
+        let Some(active) = self.activate(myself, &device) else {
+            return call.reply.fail(Failure::Restarted { device });
+        };
+        let Some(permit) = active.gauge.enter(call.payload.len()) else {
+            metrics::refused("busy");
+            return call.reply.fail(Failure::Busy { what: format!("the inbox of {device}") });
+        };
+        call.reply.hold(permit);
+        drop(active.actor.send_message(DeviceMsg::Invoke(call, address)));
+    }
+
+    fn address(&self, device: &DeviceId) -> Option<(NodeId, SessionEpoch)> {
+        self.sessions.get(device).map(|address| (address.node, address.epoch))
+    }
+
+    fn locate(&self, device: &DeviceId) {
+        self.tell_active(device, DeviceMsg::Located(self.address(device)));
+    }
+
     fn committed(
         &mut self,
         myself: &ActorRef<ShardMsg>,
@@ -219,11 +271,13 @@ impl ShardState {
         effects: Vec<Effect>,
     ) {
         let mut sends = Vec::new();
+        let mut reachable = Vec::new();
         for effect in effects {
             match effect {
                 Effect::SendCommands { device, epoch, commands } => {
                     sends.push((device, epoch, commands));
                 }
+                Effect::Reachable { device, .. } => reachable.push(device),
                 Effect::CommandsDue { at } => self.due.set(myself, &self.context, at),
                 // The proposer has told those who wait for it.
                 Effect::FeedbackAppended { .. } => {}
@@ -239,6 +293,7 @@ impl ShardState {
                 Effect::Notify(event) => {
                     if let Event::Disconnected { device, epoch, .. } = &event {
                         self.forget(device, *epoch);
+                        self.tell_active(device, DeviceMsg::ConnectionEnded(*epoch));
                     }
                     self.live.happened(event);
                 }
@@ -248,6 +303,9 @@ impl ShardState {
             self.hold(device, node, epoch);
         }
         // Now that it is known where the new connections are.
+        for device in reachable {
+            self.locate(&device);
+        }
         for (device, epoch, commands) in sends {
             if let Some(to) = self.node_of(&device, epoch) {
                 let message = DeviceMsg::SendCommands { to, epoch, commands };
@@ -334,6 +392,7 @@ impl ShardState {
             info!(shard = %self.shard, term = leadership.term, serving = leadership.serving, "leadership");
         }
         if leadership.serving {
+            self.context.begin_term(leadership.term);
             self.due.set(myself, &self.context, LogTime::default());
         } else {
             self.due.stop();
@@ -343,7 +402,8 @@ impl ShardState {
     fn sweep(&mut self, now: Instant) {
         let idle = self.limits.idle;
         self.active.retain(|_, active| {
-            let stays = now.saturating_duration_since(active.used) < idle;
+            let stays =
+                now.saturating_duration_since(active.used) < idle || !active.gauge.is_empty();
             if !stays {
                 drop(active.actor.send_message(DeviceMsg::Passivate));
             }

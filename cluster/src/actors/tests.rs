@@ -1,6 +1,7 @@
 //! Whole nodes in one process: real Raft over loopback, the simulated disk, the actors above them.
 
 mod commands;
+mod methods;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -364,7 +365,7 @@ async fn a_session_is_served_across_nodes_and_goes_on_without_its_leader() {
         match next(&mut queue).await {
             Some(Delivery::Desired { version: delivered, .. }) => delivered == version,
             Some(Delivery::End(reason)) => reason == EndReason::Gap,
-            Some(Delivery::Command(_)) => panic!("nobody sent one"),
+            Some(Delivery::Command(_) | Delivery::Call(_)) => panic!("nobody sent one"),
             None => panic!("a session ends with a reason"),
         }
     })

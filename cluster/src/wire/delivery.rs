@@ -2,7 +2,8 @@
 
 use drover_core::change::Message;
 use drover_core::delivery::{Delivery, EndReason, SentCommand};
-use drover_core::ids::{DeliveryNumber, DeviceId, SessionEpoch, Version};
+use drover_core::ids::{CallId, DeliveryNumber, DeviceId, SessionEpoch, Version};
+use drover_core::method::Call;
 use drover_proto::cluster as proto;
 use proto::deliver::Body;
 use proto::end::Reason;
@@ -45,6 +46,11 @@ pub fn encode_delivery(
             command: record::command_to_bytes(&sent.command),
             message: sent.message.0.clone(),
         }),
+        Delivery::Call(call) => Body::Call(proto::DeliverCall {
+            call: call.id.get(),
+            name: call.name.as_str().to_owned(),
+            payload: call.payload.clone(),
+        }),
     };
     proto::Deliver { device: device.as_str().to_owned(), epoch: epoch.get(), body: Some(body) }
 }
@@ -68,6 +74,11 @@ pub fn decode_delivery(deliver: proto::Deliver) -> Option<(DeviceId, SessionEpoc
             command: record::command_from_bytes(sent.command).ok()?,
             message: Message(sent.message),
         })),
+        Body::Call(call) => Delivery::Call(Call {
+            id: CallId::new(call.call),
+            name: call.name.parse().ok()?,
+            payload: call.payload,
+        }),
     };
     Some((deliver.device.parse().ok()?, SessionEpoch::new(deliver.epoch), delivery))
 }
@@ -120,6 +131,11 @@ mod tests {
             Delivery::End(EndReason::Stopping),
             Delivery::End(EndReason::Gap),
             Delivery::Desired { version: Version::new(9), patch: [].into() },
+            Delivery::Call(Call {
+                id: CallId::new(3),
+                name: "reboot".parse().expect("a legal name"),
+                payload: bytes::Bytes::from_static(b"null"),
+            }),
         ];
         for delivery in deliveries {
             let sent = encode_delivery(&device, epoch, &delivery);

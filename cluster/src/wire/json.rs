@@ -37,6 +37,12 @@ pub fn parse_value(text: &[u8]) -> Result<Value, Invalid> {
     })
 }
 
+/// Whether a text is one JSON value, whatever its size. Nesting deeper than 127 is refused before it is followed.
+pub fn is_json(text: &[u8]) -> bool {
+    std::str::from_utf8(text)
+        .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+}
+
 /// Renders an object as JSON text, members in key order.
 pub fn render_object(object: &Object) -> String {
     serde_json::to_string(&RenderedObject(object))

@@ -6,6 +6,7 @@ pub mod events;
 pub mod json;
 mod mail;
 pub mod message;
+pub mod method;
 pub mod problem;
 pub mod record;
 pub mod request;

@@ -6,15 +6,17 @@
 use drover_core::change::Refusal;
 use drover_core::ids::{DeviceId, Etag, LogTime, NodeId, Offset, SessionEpoch, Version};
 use drover_core::meta::MetaRefusal;
+use drover_core::method::MethodFailure;
 use drover_proto::cluster as proto;
 
-use super::record;
+use super::{method, record};
 
 /// Why a request was not carried out at the node that was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     Refused(Refusal),
     RefusedByMeta(MetaRefusal),
+    Method(MethodFailure),
     Invalid {
         field: String,
         problem: String,
@@ -52,6 +54,7 @@ impl From<Failure> for proto::Problem {
         match failure {
             Failure::Refused(refusal) => of_refusal(refusal),
             Failure::RefusedByMeta(refusal) => of_meta_refusal(refusal),
+            Failure::Method(failure) => method::of_failure(failure),
             Failure::Invalid { field, problem } => {
                 Self { name: field, text: problem, ..of("invalid") }
             }
@@ -201,6 +204,7 @@ fn failure(problem: &proto::Problem) -> Option<Failure> {
         "group_stopped" => Failure::GroupStopped { problem: text() },
         "not_initialized" => Failure::NotInitialized,
         kind if kind.starts_with("meta_") => Failure::RefusedByMeta(meta_refusal(problem)?),
+        kind if kind.starts_with("method_") => Failure::Method(method::failure(problem)?),
         _ => Failure::Refused(refusal(problem)?),
     })
 }
@@ -324,6 +328,13 @@ mod tests {
             Failure::RefusedByMeta(MetaRefusal::TooManyAuthorities { limit: 25 }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityCodeReplaced { name: "a".into() }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityIsProven { name: "a".into() }),
+            Failure::Method(MethodFailure::NotConnected),
+            Failure::Method(MethodFailure::NotSubscribed),
+            Failure::Method(MethodFailure::Moving),
+            Failure::Method(MethodFailure::NoResponse),
+            Failure::Method(MethodFailure::ConnectionLost),
+            Failure::Method(MethodFailure::BadResponse),
+            Failure::Method(MethodFailure::TooManyCalls { limit: 16 }),
             Failure::Invalid { field: "f".into(), problem: "p".into() },
             Failure::NotLeader { leader: Some(NodeId::new(3, 1)) },
             Failure::NotLeader { leader: None },

@@ -12,6 +12,7 @@ use drover_core::ids::{
 use drover_core::mailbox::Command;
 use drover_core::message::StreamPage;
 use drover_core::meta::{Meta, MetaEntry};
+use drover_core::method::MethodResponse;
 use drover_core::shard::Stream;
 use drover_core::twin::Twin;
 use drover_proto::cluster as proto;
@@ -19,8 +20,9 @@ use prost::Message as _;
 use proto::request::Kind as Asked;
 use proto::response::Kind as Answered;
 
+pub use super::method::{Invoke, Reported};
 pub use super::problem::Failure;
-use super::{events, mail, record};
+use super::{events, mail, method, record};
 
 /// What is asked of the leader of a group; `NodeSummary` of any node.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +66,10 @@ pub enum Request {
         limit: u32,
         wait_ms: u32,
     },
+    /// Call a method of a device. The answer may take as long as the call allows.
+    Invoke(Box<Invoke>),
+    /// What became of a call, from the node of the device's connection. A repeat changes nothing.
+    ReportCall(Box<Reported>),
     NodeSummary,
 }
 
@@ -79,6 +85,8 @@ pub enum Answer {
     Stream(StreamSummary),
     Commands { commands: Vec<(Command, Option<Message>)>, more: bool },
     Feedback(FeedbackPage),
+    Method(MethodResponse),
+    CallReported,
     Node(NodeSummary),
     Meta(Box<Meta>),
 }
@@ -208,6 +216,8 @@ pub fn encode_request(request: &Request) -> Bytes {
             limit: *limit,
             wait_ms: *wait_ms,
         }),
+        Request::Invoke(invoke) => Asked::InvokeMethod(method::of_invoke(invoke)),
+        Request::ReportCall(reported) => Asked::ReportCall(method::of_reported(reported)),
         Request::NodeSummary => Asked::ReadNodeStatus(proto::ReadNodeStatus {}),
     };
     proto::Request { kind: Some(kind) }.encode_to_vec().into()
@@ -252,6 +262,15 @@ pub fn decode_request(encoded: Bytes) -> Result<Request, Unreadable> {
             limit: read.limit,
             wait_ms: read.wait_ms,
         },
+        Asked::InvokeMethod(invoke) => {
+            let invoke = method::invoke(invoke);
+            Request::Invoke(Box::new(invoke.ok_or_else(|| unreadable("a call that is none"))?))
+        }
+        Asked::ReportCall(reported) => {
+            let reported = method::reported(reported);
+            let reported = reported.ok_or_else(|| unreadable("a report of no call"))?;
+            Request::ReportCall(Box::new(reported))
+        }
         Asked::ReadNodeStatus(_) => Request::NodeSummary,
     })
 }
@@ -278,6 +297,8 @@ pub fn encode_response(response: Response) -> Bytes {
             more,
         }),
         Ok(Answer::Feedback(page)) => Answered::Feedback(mail::of_feedback(page)),
+        Ok(Answer::Method(response)) => Answered::Method(method::of_response(response)),
+        Ok(Answer::CallReported) => Answered::CallReported(true),
         Ok(Answer::Node(node)) => Answered::Node(of_node(node)),
         Ok(Answer::Meta(meta)) => Answered::Meta(record::meta_to_bytes(&meta)),
         Err(failure) => Answered::Problem(failure.into()),
@@ -323,6 +344,8 @@ fn answer(kind: Answered) -> Option<Response> {
             more: list.more,
         },
         Answered::Feedback(page) => Answer::Feedback(mail::feedback_page(page)?),
+        Answered::Method(response) => Answer::Method(method::response(response)),
+        Answered::CallReported(_) => Answer::CallReported,
         Answered::Node(node) => Answer::Node(node_summary(node)?),
         Answered::Meta(meta) => Answer::Meta(Box::new(record::meta_from_bytes(meta).ok()?)),
         done @ (Answered::Deleted(_)
@@ -413,6 +436,8 @@ fn done(kind: Answered) -> Option<Done> {
         | Answered::Meta(_)
         | Answered::Commands(_)
         | Answered::Feedback(_)
+        | Answered::Method(_)
+        | Answered::CallReported(_)
         | Answered::Problem(_) => return None,
     })
 }
@@ -431,6 +456,8 @@ impl Answer {
             | Self::Stream(_)
             | Self::Commands { .. }
             | Self::Feedback(_)
+            | Self::Method(_)
+            | Self::CallReported
             | Self::Node(_)
             | Self::Meta(_) => None,
         }
@@ -552,7 +579,16 @@ fn group_summary(group: proto::GroupSummary) -> Option<GroupSummary> {
 
 #[cfg(test)]
 mod tests {
+    use drover_core::ids::CallId;
+    use drover_core::method::CallReport;
+
     use super::*;
+
+    fn report(report: CallReport) -> Request {
+        let device = "pump-8".parse().expect("a legal id");
+        let (epoch, call) = (SessionEpoch::new(3), CallId::new(4));
+        Request::ReportCall(Box::new(Reported { device, epoch, call, report }))
+    }
 
     #[test]
     fn every_request_arrives_as_it_was_sent() {
@@ -580,6 +616,19 @@ mod tests {
                 with_bodies: true,
             },
             Request::Feedback { from: Offset::new(1), limit: 2, wait_ms: 3 },
+            Request::Invoke(Box::new(Invoke {
+                device: "pump-8".parse().expect("a legal id"),
+                name: "reboot".parse().expect("a legal name"),
+                payload: Bytes::from_static(b"{}"),
+                connect_ms: 1,
+                response_ms: 2,
+            })),
+            report(CallReport::Answered(MethodResponse {
+                status: -1,
+                payload: Bytes::from_static(b"[]"),
+            })),
+            report(CallReport::BadResponse),
+            report(CallReport::NotSent),
             Request::NodeSummary,
         ];
         for request in requests {

@@ -14,6 +14,7 @@ use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
+use drover_proto::admin::methods_client::MethodsClient;
 use drover_proto::admin::twins_client::TwinsClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -141,6 +142,12 @@ impl Client {
     pub(crate) fn authorities(&self) -> AuthoritiesClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         AuthoritiesClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn methods(&self) -> MethodsClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        MethodsClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

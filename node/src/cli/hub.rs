@@ -6,7 +6,9 @@ use clap::{Args, Subcommand};
 
 use super::client::HubArguments;
 use super::output::Output;
-use super::{Failure, authorities, cluster, commands, cursors, devices, messages, policies, twins};
+use super::{
+    Failure, authorities, cluster, commands, cursors, devices, messages, methods, policies, twins,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -18,6 +20,8 @@ pub(super) enum Command {
     Messages(With<messages::Command>),
     /// Commands: send them to devices' mailboxes, see what became of them.
     Commands(With<commands::Command>),
+    /// Direct methods: call a connected device.
+    Methods(With<methods::Command>),
     /// How far consumer groups have read.
     Cursors(With<cursors::Command>),
     /// Certificate authorities whose devices may connect.
@@ -64,6 +68,10 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Commands(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());
             commands::call(command, &connection, out).await
+        }
+        Command::Methods(With { connection, command }) => {
+            let out = &mut Output::new(&mut stdout, connection.form());
+            methods::call(command, &connection, out).await
         }
         Command::Cursors(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());

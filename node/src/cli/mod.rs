@@ -18,6 +18,7 @@ mod follow;
 mod hub;
 mod json;
 mod messages;
+mod methods;
 mod node;
 mod output;
 mod policies;
@@ -115,6 +116,8 @@ mod tests {
             "drover commands purge pump",
             "drover commands history pump 7",
             "drover commands feedback --group billing --commit --follow",
+            "drover methods invoke pump reboot",
+            "drover methods invoke pump reboot {\"in\":5} --connect-timeout 10s --response-timeout 1m",
             "drover cursors seek billing --shard 3 --next-offset 0",
             "drover cluster init --member 1=a:1,b:2 --token-file t",
             "drover authorities create factory --certificate ca.pem",

@@ -13,6 +13,7 @@ mod devices;
 mod guard;
 mod listener;
 mod messages;
+mod methods;
 mod permissions;
 mod reader;
 pub mod status;
@@ -29,6 +30,7 @@ use drover_proto::admin::cluster_server::ClusterServer;
 use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
 use drover_proto::admin::messages_server::MessagesServer;
+use drover_proto::admin::methods_server::MethodsServer;
 use drover_proto::admin::twins_server::TwinsServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -78,7 +80,8 @@ impl Default for Limits {
             requests_per_connection: 256,
             // A bulk of 100 devices with twins at their limit, and a little.
             request_bytes_max: 8 << 20,
-            request_timeout: Duration::from_secs(30),
+            // A direct method may wait for five minutes twice. All others end with the cluster's own deadlines.
+            request_timeout: Duration::from_secs(630),
         }
     }
 }
@@ -126,6 +129,7 @@ fn routes(
     let devices = devices::DevicesService { cluster: cluster.clone() };
     let twins = twins::TwinsService { cluster: cluster.clone() };
     let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };
+    let methods = methods::MethodsService { cluster: cluster.clone() };
     let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers };
     let authorities = authorities::AuthoritiesService { cluster: cluster.clone() };
     let cluster = cluster::ClusterService { cluster };
@@ -137,6 +141,7 @@ fn routes(
         .add_service(MessagesServer::new(messages).max_decoding_message_size(bytes_max))
         .add_service(CommandsServer::new(commands).max_decoding_message_size(bytes_max))
         .add_service(AuthoritiesServer::new(authorities).max_decoding_message_size(bytes_max))
+        .add_service(MethodsServer::new(methods).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(cluster).max_decoding_message_size(bytes_max))
 }
 
@@ -161,6 +166,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
         "drover.admin.v1.Messages",
         "drover.admin.v1.Commands",
         "drover.admin.v1.Authorities",
+        "drover.admin.v1.Methods",
         "drover.admin.v1.Cluster",
     ];
     loop {

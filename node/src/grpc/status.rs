@@ -10,12 +10,15 @@
 //! | the state forbids it (cluster exists already, cursor would go back) | `FAILED_PRECONDITION` |
 //! | a full disk, too many of something, a rate limit | `RESOURCE_EXHAUSTED` |
 //! | no leader, a full queue, a node that stops | `UNAVAILABLE`: nothing was changed, try again |
+//! | a device that is to be called is not connected, or does not listen | `NOT_FOUND`, `FAILED_PRECONDITION` |
+//! | a called device has not answered, its connection was lost, its answer is no JSON | `DEADLINE_EXCEEDED`, `UNKNOWN`, `INTERNAL` |
 //! | no answer in time, the leader was lost | `DEADLINE_EXCEEDED`, `UNKNOWN`: read before you repeat |
 
 use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::core::change::Refusal;
 use drover_cluster::core::meta::MetaRefusal;
+use drover_cluster::core::method::MethodFailure;
 pub use drover_cluster::wire::Invalid;
 use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -74,6 +77,7 @@ fn meaning(error: &Error) -> Meaning {
     match error {
         Error::Refused(refusal) => refusal_meaning(refusal),
         Error::RefusedByMeta(refusal) => meta_meaning(refusal),
+        Error::Method(failure) => method_meaning(*failure),
         Error::Invalid { .. } => Meaning::of(Code::InvalidArgument, "INVALID_ARGUMENT"),
         Error::NoLeader { .. } => Meaning::again(Code::Unavailable, "NO_LEADER", 250),
         Error::Busy { .. } => Meaning::again(Code::Unavailable, "BUSY", 100),
@@ -115,6 +119,24 @@ fn refusal_meaning(refusal: &Refusal) -> Meaning {
         Refusal::CommandNotLocked => (Code::FailedPrecondition, "COMMAND_NOT_LOCKED"),
     };
     Meaning::of(code, reason)
+}
+
+/// A caller that sees `UNAVAILABLE` knows that the device was not called; the other codes leave no doubt about repeating
+/// either.
+fn method_meaning(failure: MethodFailure) -> Meaning {
+    match failure {
+        MethodFailure::NotConnected => Meaning::of(Code::NotFound, "DEVICE_NOT_CONNECTED"),
+        MethodFailure::NotSubscribed => {
+            Meaning::of(Code::FailedPrecondition, "DEVICE_NOT_SUBSCRIBED")
+        }
+        MethodFailure::Moving => Meaning::again(Code::Unavailable, "DEVICE_MOVING", 250),
+        MethodFailure::NoResponse => Meaning::of(Code::DeadlineExceeded, "NO_DEVICE_RESPONSE"),
+        MethodFailure::ConnectionLost => Meaning::of(Code::Unknown, "DEVICE_CONNECTION_LOST"),
+        MethodFailure::BadResponse => Meaning::of(Code::Internal, "BAD_DEVICE_RESPONSE"),
+        MethodFailure::TooManyCalls { .. } => {
+            Meaning::again(Code::ResourceExhausted, "TOO_MANY_CALLS", 250)
+        }
+    }
 }
 
 fn meta_meaning(refusal: &MetaRefusal) -> Meaning {

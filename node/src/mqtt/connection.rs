@@ -11,7 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use drover_cluster::Cluster;
-use drover_cluster::actors::session::{Delivery, Session as ClusterSession};
+use drover_cluster::actors::session::{CallReport, Delivery, Session as ClusterSession};
+use drover_core::ids::CallId;
+use futures::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -379,6 +381,9 @@ where
                 Request::Settle { sequence, settlement } => {
                     Outcome::Settled(session.settle(sequence, settlement).await)
                 }
+                Request::ReportCall { call, report } => {
+                    Outcome::CallReported(session.report_call(call, report).await)
+                }
                 // A session opens once.
                 Request::Open(_) => Outcome::Opened(Err(OpenError::Denied)),
             })
@@ -396,7 +401,8 @@ where
                 | Request::PatchReported { .. }
                 | Request::Subscribe(_)
                 | Request::Unsubscribe(_)
-                | Request::Settle { .. } => Err(OpenError::Denied),
+                | Request::Settle { .. }
+                | Request::ReportCall { .. } => Err(OpenError::Denied),
             };
             match opened {
                 Ok(opened) => Answer::Opened(Box::new(opened)),
@@ -412,7 +418,7 @@ where
     async fn finish(&mut self, reason: CloseReason) {
         Meters::closed(reason);
         self.in_flight = None;
-        self.deliveries = None;
+        let unsent = self.deliveries.take().map(calls_left).unwrap_or_default();
         self.encode(now());
         if !self.is_mute {
             let last = async {
@@ -425,10 +431,28 @@ where
         }
         let Some(session) = self.cluster_session.take().and_then(Arc::into_inner) else { return };
         debug!(device = %session.device(), epoch = %session.epoch(), reason = reason.label(), "closed");
+        let live = &session;
+        let given_back = unsent.into_iter().map(async |call| {
+            if let Err(error) = live.report_call(call, CallReport::NotSent).await {
+                debug!(%error, "a call that was not sent could not be given back");
+            }
+        });
+        join_all(given_back).await;
         if let Err(error) = session.close(self.session.take_will()).await {
             debug!(%error, "a session was not closed in order: the next connection replaces it");
         }
     }
+}
+
+/// The calls that nobody has taken from the queue: the device has not been sent them.
+fn calls_left(mut deliveries: mpsc::Receiver<Box<Delivery>>) -> Vec<CallId> {
+    deliveries.close();
+    let left = std::iter::from_fn(|| deliveries.try_recv().ok());
+    left.filter_map(|delivery| match *delivery {
+        Delivery::Call(call) => Some(call.id),
+        Delivery::End(_) | Delivery::Desired { .. } | Delivery::Command(_) => None,
+    })
+    .collect()
 }
 
 fn now() -> Now {

@@ -19,8 +19,9 @@ use drover_cluster::actors::session::Delivery;
 use drover_core::change::Message;
 use drover_core::device::{Channel, Subscriptions};
 use drover_core::document::Object;
-use drover_core::ids::{CommandSequence, DeviceId, SessionEpoch, Version};
+use drover_core::ids::{CallId, CommandSequence, DeviceId, SessionEpoch, Version};
 use drover_core::mailbox::Settlement;
+use drover_core::method::CallReport;
 use drover_core::twin::Twin;
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Connect;
 use mqtt_protocol_core::mqtt::result_code::ConnectReturnCode;
@@ -57,6 +58,10 @@ pub enum Request {
         sequence: CommandSequence,
         settlement: Settlement,
     },
+    ReportCall {
+        call: CallId,
+        report: CallReport,
+    },
 }
 
 /// What came of the request.
@@ -70,6 +75,7 @@ pub enum Outcome {
     /// To both changes of subscriptions: all of them as they are now.
     Subscribed(Result<Subscriptions, Error>),
     Settled(Result<(), Error>),
+    CallReported(Result<(), Error>),
 }
 
 /// A connection that has become the live one of its device.
@@ -239,6 +245,10 @@ impl Session {
                 live.handle_desired(version, patch)
             }
             (Phase::Live(live), Some(Delivery::Command(sent))) => live.handle_command(sent),
+            (Phase::Live(live), Some(Delivery::Call(call))) => {
+                live.handle_call(&call);
+                Ok(())
+            }
             (Phase::Silent | Phase::Opening(_) | Phase::Closed(_), Some(_)) => Ok(()),
         };
         self.close_if(handled);

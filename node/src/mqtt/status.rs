@@ -27,6 +27,7 @@ pub fn open_error(error: &Error) -> OpenError {
         }
         Error::Refused(_) => OpenError::Denied,
         Error::RefusedByMeta(_)
+        | Error::Method(_)
         | Error::Invalid { .. }
         | Error::NoLeader { .. }
         | Error::Busy { .. }
@@ -58,7 +59,9 @@ pub fn remedy(error: &Error) -> Remedy {
         | Error::RateLimited
         | Error::DiskFull { .. } => Remedy::Retry,
         Error::Refused(refusal) => Remedy::Close(ended_by(refusal).unwrap_or(CloseReason::Refused)),
-        Error::RefusedByMeta(_) | Error::Invalid { .. } => Remedy::Close(CloseReason::Refused),
+        Error::RefusedByMeta(_) | Error::Method(_) | Error::Invalid { .. } => {
+            Remedy::Close(CloseReason::Refused)
+        }
         // The client sends again what has no PUBACK.
         Error::Timeout | Error::LeaderLost { .. } => Remedy::Close(CloseReason::UnknownOutcome),
         Error::NoLeader { .. } | Error::NotInitialized | Error::GroupStopped { .. } => {
@@ -111,7 +114,9 @@ pub fn twin_status(error: &Error) -> TwinStatus {
         Error::Refused(Refusal::VersionMismatch { .. } | Refusal::EtagMismatch { .. }) => {
             PRECONDITION_FAILED
         }
-        Error::Refused(_) | Error::RefusedByMeta(_) | Error::Invalid { .. } => INVALID_TWIN,
+        Error::Refused(_) | Error::RefusedByMeta(_) | Error::Method(_) | Error::Invalid { .. } => {
+            INVALID_TWIN
+        }
         Error::Busy { .. } | Error::RateLimited => THROTTLED,
         Error::NoLeader { .. }
         | Error::Restarted { .. }

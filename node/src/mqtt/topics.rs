@@ -5,7 +5,8 @@
 //! names a channel of the connection itself; none is ever matched against a topic.
 
 use drover_core::device::Channel;
-use drover_core::ids::{DeviceId, Version};
+use drover_core::ids::{CallId, DeviceId, Version};
+use drover_core::method::MethodName;
 
 /// The longest request id that is echoed. SDKs use UUIDs and small integers.
 const REQUEST_ID_BYTES_MAX: usize = 1024;
@@ -13,10 +14,21 @@ const REQUEST_ID_BYTES_MAX: usize = 1024;
 /// What a device asks for by publishing to a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Publication<'a> {
-    Telemetry { bag: &'a str },
-    ReadTwin { request_id: &'a str },
-    PatchReported { request_id: &'a str, expected: Option<Version> },
-    MethodResponse,
+    Telemetry {
+        bag: &'a str,
+    },
+    ReadTwin {
+        request_id: &'a str,
+    },
+    PatchReported {
+        request_id: &'a str,
+        expected: Option<Version>,
+    },
+    /// `call` is `None` if the hub has made no call that would be answered so.
+    MethodResponse {
+        status: i32,
+        call: Option<CallId>,
+    },
 }
 
 /// What the topic of a PUBLISH means; `None` if this device may not publish to it.
@@ -46,9 +58,9 @@ fn own_channel(rest: &str) -> Option<Publication<'_>> {
         return Some(Publication::PatchReported { request_id, expected });
     }
     let (status, query) = rest.strip_prefix("methods/res/")?.split_once("/?")?;
-    let _status: i32 = status.parse().ok()?;
-    parse_query(query)?;
-    Some(Publication::MethodResponse)
+    let status = status.parse().ok()?;
+    let (request_id, _) = parse_query(query)?;
+    Some(Publication::MethodResponse { status, call: call_id(request_id) })
 }
 
 /// `$rid`, which must be there, and `$version`; the rest is for later.
@@ -63,6 +75,12 @@ fn parse_query(query: &str) -> Option<(&str, Option<Version>)> {
     }
     let request_id = request_id.filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)?;
     Some((request_id, version))
+}
+
+/// The call that a request id of ours names.
+fn call_id(request_id: &str) -> Option<CallId> {
+    let id = u64::from_str_radix(request_id, 16).ok()?;
+    (format!("{id:x}") == request_id).then_some(CallId::new(id))
 }
 
 /// What a filter subscribes to; `None` for a filter that is refused.
@@ -86,6 +104,11 @@ pub fn twin_response(status: u16, request_id: &str, version: Option<Version>) ->
             format!("$iothub/twin/res/{status:03}/?$rid={request_id}&$version={version}")
         }
     }
+}
+
+/// Where the call of a method goes. SDKs take everything after `POST/` apart, so `$rid` is all that follows the name.
+pub fn method_call(name: &MethodName, call: CallId) -> String {
+    format!("$iothub/methods/POST/{name}/?$rid={:x}", call.get())
 }
 
 /// Where a desired patch goes.
@@ -118,8 +141,18 @@ mod tests {
                 "$iothub/twin/PATCH/properties/reported/?$rid=x&$version=12",
                 PatchReported { request_id: "x", expected: Some(Version::new(12)) },
             ),
-            ("$iothub/methods/res/200/?$rid=1", MethodResponse),
-            ("$iothub/methods/res/-1/?$rid=1", MethodResponse),
+            (
+                "$iothub/methods/res/200/?$rid=1a",
+                MethodResponse { status: 200, call: Some(CallId::new(26)) },
+            ),
+            (
+                "$iothub/methods/res/-1/?$rid=0",
+                MethodResponse { status: -1, call: Some(CallId::new(0)) },
+            ),
+            // No request id of ours: it answers no call.
+            ("$iothub/methods/res/0/?$rid=01", MethodResponse { status: 0, call: None }),
+            ("$iothub/methods/res/0/?$rid=+1", MethodResponse { status: 0, call: None }),
+            ("$iothub/methods/res/0/?$rid=A", MethodResponse { status: 0, call: None }),
         ];
         for (topic, expected) in cases {
             assert_eq!(publication(topic, &id("d1")), Some(expected), "{topic}");
@@ -153,6 +186,7 @@ mod tests {
             "$iothub/twin/PATCH/properties/reported/?$rid=1&$version=x",
             "$iothub/methods/POST/reboot/?$rid=1",
             "$iothub/methods/res/ok/?$rid=1",
+            "$iothub/methods/res/2147483648/?$rid=1",
             "$iothub/methods/res/200/",
             long.as_str(),
         ];

@@ -146,6 +146,13 @@ async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> 
     let state = async || admin.command("python", "c:1").await.expect("it is remembered").state;
     until("the SDK's PUBACK to complete it", state, is_completed).await;
 
+    let calling = admin.invoke("python", "blink", r#"{"times":3}"#);
+    let (answer, asked) = tokio::join!(calling, says("method"));
+    assert_eq!(asked?, r#"{"name": "blink", "payload": {"times": 3}}"#);
+    let answer = answer?;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.payload, r#"{"echo": {"times": 3}}"#);
+
     nodes.kill(0)?;
     says("disconnected").await?;
     // Nothing is lost with the connection: neither the subscriptions nor what is sent before it is back.
@@ -157,6 +164,7 @@ async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> 
     assert!(says("desired").await?.contains("\"round\": 2"), "without subscribing again");
     admin.send_command("python", "c:2").await?;
     assert!(says("command").await?.contains("\"c:2\""), "without subscribing again");
+    assert_eq!(admin.invoke("python", "blink", "1").await?.payload, r#"{"echo": 1}"#);
     Ok(())
 }
 

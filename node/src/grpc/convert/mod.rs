@@ -9,6 +9,7 @@ pub(crate) mod commands;
 pub(crate) mod devices;
 pub(crate) mod documents;
 pub(crate) mod messages;
+pub(crate) mod methods;
 pub(crate) mod twins;
 
 use drover_cluster::core::change::Condition;

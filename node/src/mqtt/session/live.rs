@@ -16,6 +16,7 @@ use drover_core::device::{Channel, Qos, Subscriptions};
 use drover_core::document::{Object, Value};
 use drover_core::ids::{CommandSequence, DeviceId, SessionEpoch, Version};
 use drover_core::mailbox::Settlement;
+use drover_core::method::{Call, CallReport, METHOD_PAYLOAD_BYTES_MAX, MethodResponse};
 use drover_core::twin::{Section, Twin};
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Publish;
 use mqtt_protocol_core::mqtt::result_code::ConnectReturnCode;
@@ -23,7 +24,9 @@ use tokio::time::Instant;
 
 use super::commands::Commands;
 use super::packet_ids::PacketIds;
-use super::work::{Ack, Settle, Subscribe, Telemetry, TwinRequest, Unsubscribe, Work};
+use super::work::{
+    Ack, CallReported, Settle, Subscribe, Telemetry, TwinRequest, Unsubscribe, Work,
+};
 use super::{Now, Opened, Outcome, Outgoing, Request};
 use crate::mqtt::close::CloseReason;
 use crate::mqtt::codec::{Packet, Reply};
@@ -88,6 +91,7 @@ enum InFlight {
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
     Settle(Settle),
+    ReportCall(CallReported),
 }
 
 /// A request that the cluster had no room for.
@@ -201,7 +205,10 @@ impl Live {
                 expected,
                 payload: publish.payload().as_slice().into(),
             },
-            Publication::MethodResponse => Work::MethodResponse { ack },
+            Publication::MethodResponse { status, call } => {
+                let report = method_report(status, publish.payload().as_slice());
+                Work::ReportCall(CallReported { call, report, ack })
+            }
         };
         self.hold(work);
         Ok(())
@@ -265,11 +272,7 @@ impl Live {
                     }
                 }
             }
-            Work::MethodResponse { ack } => {
-                self.release(0);
-                self.acknowledge(ack);
-                None
-            }
+            Work::ReportCall(reported) => self.begin_report(reported),
             Work::Subscribe(subscribe) => self.begin_subscribe(subscribe),
             Work::Unsubscribe(unsubscribe) => self.begin_unsubscribe(unsubscribe),
             Work::Settle(settle) => {
@@ -278,6 +281,16 @@ impl Live {
                 Some(Request::Settle { sequence, settlement })
             }
         }
+    }
+
+    fn begin_report(&mut self, reported: CallReported) -> Option<Request> {
+        let Some(call) = reported.call else {
+            self.reported(&reported);
+            return None;
+        };
+        let report = reported.report.clone();
+        self.in_flight = InFlight::ReportCall(reported);
+        Some(Request::ReportCall { call, report })
     }
 
     /// All telemetry that waits together, up to the limits of a batch. The first goes in any case.
@@ -332,8 +345,11 @@ impl Live {
             InFlight::Settle(Settle { sequence, settlement }) => {
                 Some(Request::Settle { sequence: *sequence, settlement: *settlement })
             }
-            // Twin requests are answered with a status and not tried again.
-            InFlight::Nothing | InFlight::ReadTwin(_) | InFlight::PatchReported { .. } => None,
+            // Twin requests are answered with a status and not tried again, and a call has no time to lose.
+            InFlight::Nothing
+            | InFlight::ReadTwin(_)
+            | InFlight::PatchReported { .. }
+            | InFlight::ReportCall(_) => None,
         }
     }
 
@@ -364,6 +380,8 @@ impl Live {
                 self.subscriptions = subscriptions;
                 self.confirm_unsubscribe(&unsubscribe);
             }
+            // If the leader could not be told, the caller learns it by the time.
+            (InFlight::ReportCall(reported), Outcome::CallReported(_)) => self.reported(&reported),
             (InFlight::Settle(_), Outcome::Settled(settled)) if is_settled(&settled) => {
                 self.release(0);
             }
@@ -509,6 +527,24 @@ impl Live {
         }
         self.patches.push_back((version, patch));
         Ok(())
+    }
+
+    // ------------------------------------------------------------ methods
+
+    /// A call goes to a device that listens, once, at the quality that it was granted. One that cannot go is given back.
+    pub(super) fn handle_call(&mut self, call: &Call) {
+        let listens = self.subscriptions.contains_key(&Channel::Methods);
+        if !listens || self.ending.is_some() || self.replies.len() >= REPLIES_MAX {
+            let (call, report) = (Some(call.id), CallReport::NotSent);
+            return self.hold(Work::ReportCall(CallReported { call, report, ack: None }));
+        }
+        let topic = topics::method_call(&call.name, call.id);
+        self.publish(Channel::Methods, topic, || call.payload.to_vec());
+    }
+
+    fn reported(&mut self, reported: &CallReported) {
+        self.release(reported.bytes());
+        self.acknowledge(reported.ack);
     }
 
     // ------------------------------------------------------------ commands
@@ -662,6 +698,15 @@ fn is_settled(settled: &Result<(), Error>) -> bool {
         ),
         Err(_) => false,
     }
+}
+
+/// What a device has answered. No payload is the payload `null`.
+fn method_report(status: i32, payload: &[u8]) -> CallReport {
+    let payload = if payload.is_empty() { b"null" } else { payload };
+    if payload.len() > METHOD_PAYLOAD_BYTES_MAX || !json::is_json(payload) {
+        return CallReport::BadResponse;
+    }
+    CallReport::Answered(MethodResponse { status, payload: payload.to_vec().into() })
 }
 
 /// Topic and payload of a command. `None`: no packet can carry it.

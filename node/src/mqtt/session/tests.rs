@@ -9,6 +9,7 @@ use drover_core::device::Qos;
 use drover_core::document::Value;
 use drover_core::ids::{DeliveryNumber, Etag, GroupId, LogTime};
 use drover_core::mailbox::{Ack, Command, Ending, State};
+use drover_core::method::{Call, MethodResponse};
 use drover_core::twin::{Metadata, Section};
 use mqtt_protocol_core::mqtt::packet::Qos as PacketQos;
 use mqtt_protocol_core::mqtt::packet::v3_1_1::Publish;
@@ -894,4 +895,71 @@ fn a_command_that_no_packet_can_carry_is_rejected() {
     assert!(device.replies().is_empty());
     let (sequence, settlement) = (CommandSequence::new(1), Settlement::Reject);
     assert_eq!(device.request(), Some(Request::Settle { sequence, settlement }));
+}
+
+// ---------------------------------------------------------------- methods
+
+fn call(number: u64) -> Delivery {
+    Delivery::Call(Call {
+        id: CallId::new(number),
+        name: "reboot".parse().expect("a legal name"),
+        payload: bytes::Bytes::from_static(br#"{"in":5}"#),
+    })
+}
+
+fn answered(status: i32, payload: &'static [u8]) -> CallReport {
+    CallReport::Answered(MethodResponse { status, payload: bytes::Bytes::from_static(payload) })
+}
+
+#[test]
+fn a_call_goes_to_the_device_and_its_answer_to_the_cluster_before_its_puback() {
+    let mut device = Device::listening(&[(Channel::Methods, Qos::AtLeastOnce)]);
+    device.session.handle_delivery(Some(call(26)));
+    let topic = "$iothub/methods/POST/reboot/?$rid=1a".to_owned();
+    assert_eq!(published(&device.replies()), [(topic, Some(1), serde_json::json!({ "in": 5 }))]);
+    device.publish("$iothub/methods/res/-3/?$rid=1a", 9, b"[1]");
+    let request = device.request();
+    let report = answered(-3, b"[1]");
+    assert_eq!(request, Some(Request::ReportCall { call: CallId::new(26), report }));
+    assert_eq!(device.replies(), []);
+    device.answer(Outcome::CallReported(Ok(())));
+    assert_eq!(device.replies(), [Reply::Puback(9)]);
+}
+
+#[test]
+fn an_empty_answer_is_null_and_one_that_is_no_json_is_reported_as_bad() {
+    let mut device = Device::listening(&[(Channel::Methods, Qos::AtMostOnce)]);
+    let long = vec![b'1'; 128 * 1024 + 1];
+    let bad = CallReport::BadResponse;
+    let cases: [(&[u8], CallReport); 5] = [
+        (b"", answered(200, b"null")),
+        (b"{\"a\":", bad.clone()),
+        (b"\"\xff\"", bad.clone()),
+        (b"1 2", bad.clone()),
+        (&long, bad),
+    ];
+    for (payload, report) in cases {
+        device.publish("$iothub/methods/res/200/?$rid=1", 9, payload);
+        let call = CallId::new(1);
+        assert_eq!(device.request(), Some(Request::ReportCall { call, report }));
+        // Whether the leader could be told or not: MQTT has no other answer.
+        device.answer(Outcome::CallReported(Err(Error::Timeout)));
+        assert_eq!(device.replies(), [Reply::Puback(9)]);
+        assert_eq!(device.closed(), None);
+    }
+    device.publish("$iothub/methods/res/200/?$rid=not-ours", 10, b"1");
+    assert_eq!((device.request(), device.replies()), (None, vec![Reply::Puback(10)]));
+}
+
+#[test]
+fn a_call_that_cannot_be_sent_is_given_back() {
+    let mut deaf = Device::listening(&[(Channel::DesiredPatches, Qos::AtMostOnce)]);
+    let mut leaving = Device::listening(&[(Channel::Methods, Qos::AtMostOnce)]);
+    leaving.session.handle_hang_up(leaving.now);
+    for device in [&mut deaf, &mut leaving] {
+        device.session.handle_delivery(Some(call(7)));
+        let report = CallReport::NotSent;
+        assert_eq!(device.request(), Some(Request::ReportCall { call: CallId::new(7), report }));
+        assert_eq!(device.replies(), []);
+    }
 }

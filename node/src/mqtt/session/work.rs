@@ -2,8 +2,9 @@
 
 use drover_core::change::Message;
 use drover_core::device::{Channel, Qos, Subscriptions};
-use drover_core::ids::{CommandSequence, Version};
+use drover_core::ids::{CallId, CommandSequence, Version};
 use drover_core::mailbox::Settlement;
+use drover_core::method::CallReport;
 use tokio::time::Instant;
 
 /// One of the things that wait for the cluster, in the order in which they came.
@@ -16,14 +17,29 @@ pub(super) enum Work {
         expected: Option<Version>,
         payload: Box<[u8]>,
     },
-    /// The response to a method. Nothing waits for one yet.
-    MethodResponse {
-        ack: Option<Ack>,
-    },
+    /// What became of a call.
+    ReportCall(CallReported),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
     /// What became of a command.
     Settle(Settle),
+}
+
+#[derive(Debug)]
+pub(super) struct CallReported {
+    /// `None`: the device has answered what it was not asked.
+    pub(super) call: Option<CallId>,
+    pub(super) report: CallReport,
+    pub(super) ack: Option<Ack>,
+}
+
+impl CallReported {
+    pub(super) fn bytes(&self) -> usize {
+        match &self.report {
+            CallReport::Answered(response) => response.payload.len(),
+            CallReport::BadResponse | CallReport::NotSent => 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,11 +54,8 @@ impl Work {
         match self {
             Self::Telemetry(telemetry) => telemetry.message.0.len(),
             Self::PatchReported { payload, .. } => payload.len(),
-            Self::ReadTwin(_)
-            | Self::MethodResponse { .. }
-            | Self::Subscribe(_)
-            | Self::Unsubscribe(_)
-            | Self::Settle(_) => 0,
+            Self::ReportCall(reported) => reported.bytes(),
+            Self::ReadTwin(_) | Self::Subscribe(_) | Self::Unsubscribe(_) | Self::Settle(_) => 0,
         }
     }
 }
