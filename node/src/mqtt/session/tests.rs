@@ -285,7 +285,7 @@ fn telemetry_that_waits_together_is_one_request_and_pubacks_keep_its_order() {
 fn what_is_between_telemetry_keeps_its_place() {
     let mut device = Device::connected(Config::default());
     device.publish(TELEMETRY, 1, b"1");
-    device.publish("$iothub/methods/res/200/?$rid=1", 2, b"");
+    device.publish("$iothub/methods/res/200/?$rid=not-ours", 2, b"");
     device.publish(TELEMETRY, 3, b"3");
     assert_eq!(device.appended(), [b"1"]);
     device.stored();
