@@ -179,10 +179,11 @@ impl Link {
         self.flush().await?;
         let mut before = VecDeque::new();
         let codes = loop {
-            match timeout(CONNECT_TIMEOUT, self.next()).await?? {
-                Packet::SubAck { codes, .. } => break codes,
-                other => before.push_back(other),
+            let packet = timeout(CONNECT_TIMEOUT, self.next()).await??;
+            if let Packet::SubAck { codes, .. } = packet {
+                break codes;
             }
+            before.push_back(packet);
         };
         self.ahead = before;
         ensure!(codes.iter().all(|code| *code <= 1), "{filter} was refused");

@@ -45,7 +45,9 @@ pub(super) struct Faults {
 impl Faults {
     /// From here on disks may fail.
     pub(super) fn new(plan: &Plan, history: History, machines: &[Machine], now_ms: u64) -> Self {
-        machines.iter().for_each(|machine| machine.disk.set_behaviour(plan.disk));
+        for machine in machines {
+            machine.disk.set_behaviour(plan.disk);
+        }
         let draw = stream(plan.seed, "faults", 0);
         let mut faults = Self {
             draw,

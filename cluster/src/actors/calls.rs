@@ -168,9 +168,10 @@ impl Calls {
             invocation.reply.fail(Failure::Method(problem));
         }
         for (_, sent) in self.sent.extract_if(.., |_, sent| sent.until <= now) {
-            let failure = match sent.is_lost {
-                true => MethodFailure::ConnectionLost,
-                false => MethodFailure::NoResponse,
+            let failure = if sent.is_lost {
+                MethodFailure::ConnectionLost
+            } else {
+                MethodFailure::NoResponse
             };
             sent.reply.answer(Err(Failure::Method(failure)));
         }
@@ -183,10 +184,10 @@ impl Calls {
     /// Makes sure that [`Calls::due`] is called in time.
     pub(super) fn set_timer(&mut self, me: &ActorRef<DeviceMsg>) {
         let look = Instant::now() + LOOK_EVERY;
-        let unsent = self.waiting.iter().map(|call| match call.is_moving {
-            true => call.until().min(look),
-            false => call.until(),
-        });
+        let unsent = self
+            .waiting
+            .iter()
+            .map(|call| if call.is_moving { call.until().min(look) } else { call.until() });
         let next = unsent.chain(self.sent.values().map(|sent| sent.until)).min();
         let Some(at) = next else {
             self.timer = None;

@@ -20,7 +20,7 @@ use crate::wire::json;
 use crate::wire::request::{Answer, Failure, Invoke, Reported, Request, Response};
 
 /// The longest that a caller may wait for a device to connect, and for its answer (Azure IoT Hub, direct methods).
-pub const METHOD_WAIT_MAX: Duration = Duration::from_secs(300);
+pub const METHOD_WAIT_MAX: Duration = Duration::from_mins(5);
 
 /// A call of a device's method.
 #[derive(Debug, Clone)]
@@ -84,7 +84,18 @@ pub(super) async fn report(
     let request = Request::ReportCall(Box::new(reported));
     let here = async || match &request {
         Request::ReportCall(reported) => report_here(shared, shard, (**reported).clone()),
-        _ => Err(Failure::Unknown),
+        Request::Change(_)
+        | Request::Device { .. }
+        | Request::Twin(_)
+        | Request::Devices { .. }
+        | Request::Stream { .. }
+        | Request::OffsetAt(_)
+        | Request::History { .. }
+        | Request::StreamState
+        | Request::Commands { .. }
+        | Request::Feedback { .. }
+        | Request::Invoke(_)
+        | Request::NodeSummary => Err(Failure::Unknown),
     };
     shared.router.ask(GroupId::Shard(shard), &request, deadline, here).await.map(drop)
 }

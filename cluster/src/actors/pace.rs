@@ -136,7 +136,7 @@ mod tests {
         pace.committed(3, 0, Duration::from_millis(1), now + Duration::from_millis(1));
         assert!(!pace.may_leave(1, now + Duration::from_millis(3)));
         assert!(pace.may_leave(1, now + GRID));
-        pace.committed(3, 0, Duration::from_secs(60), now);
+        pace.committed(3, 0, Duration::from_mins(1), now);
         assert!(pace.may_leave(1, now + PAUSE_MAX));
     }
 

@@ -68,8 +68,7 @@ async fn each_way_to_fail_has_a_status_of_its_own() -> Result<()> {
         drop(device);
         anyhow::Ok(())
     };
-    let told = tokio::join!(fails("1", Code::Unknown, "DEVICE_CONNECTION_LOST"), gone).1;
-    told
+    tokio::join!(fails("1", Code::Unknown, "DEVICE_CONNECTION_LOST"), gone).1
 }
 
 #[tokio::test]
