@@ -67,8 +67,7 @@ impl Identity {
 
 impl Authority {
     pub fn new(name: &str) -> Result<Self> {
-        let mut params = params(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let params = authority(name);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?.pem();
         Ok(Self { certificate, issuer: Issuer::new(params, key) })
@@ -76,6 +75,21 @@ impl Authority {
 
     pub fn sign(&self, name: &str) -> Result<Identity> {
         self.sign_params(&params(name))
+    }
+
+    /// An authority below this one.
+    pub fn intermediate(&self, name: &str) -> Result<Self> {
+        let params = authority(name);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Self { certificate, issuer: Issuer::new(params, key) })
+    }
+
+    /// A certificate with this authority's own behind it, for those who know only the one above.
+    pub fn sign_with_chain(&self, name: &str) -> Result<Identity> {
+        let mut identity = self.sign(name)?;
+        identity.certificate.push_str(&self.certificate);
+        Ok(identity)
     }
 
     /// A certificate that was good until yesterday.
@@ -96,5 +110,11 @@ fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = params(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
 }

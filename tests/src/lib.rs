@@ -1,5 +1,6 @@
 //! What the tests of whole processes stand on: real nodes, clients, and waiting for a condition.
 
+pub mod balancer;
 pub mod certificates;
 pub mod clients;
 pub mod nodes;

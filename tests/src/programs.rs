@@ -5,6 +5,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -56,6 +57,7 @@ pub fn node(script: &str) -> Command {
 /// A program that runs for as long as the test listens to it.
 pub struct Running {
     said: Lines<BufReader<ChildStdout>>,
+    heard: Vec<String>,
     _child: Child,
 }
 
@@ -69,20 +71,32 @@ impl Running {
             .spawn()
             .with_context(|| format!("{command:?} cannot be run: make test installs it"))?;
         let said = BufReader::new(child.stdout.take().context("it is piped")?).lines();
-        Ok(Self { said, _child: child })
+        Ok(Self { said, heard: Vec::new(), _child: child })
     }
 
-    /// Waits for a line that begins so; answers with the rest of it. Lines before it are dropped.
+    /// Waits for a line that begins so; answers with the rest of it. Lines before it are passed over.
     pub async fn says(&mut self, wanted: &str) -> Result<String> {
         let listen = async {
             while let Some(line) = self.said.next_line().await? {
-                if let Some(rest) = line.strip_prefix(wanted) {
-                    return Ok(rest.trim().to_owned());
+                let rest = line.strip_prefix(wanted).map(|rest| rest.trim().to_owned());
+                self.heard.push(line);
+                if let Some(rest) = rest {
+                    return Ok(rest);
                 }
             }
             bail!("the program ended before it said {wanted:?}")
         };
         timeout(crate::PATIENCE, listen).await.with_context(|| format!("no {wanted:?}"))?
+    }
+
+    /// The same for a line whose rest is JSON.
+    pub async fn says_json(&mut self, wanted: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.says(wanted).await?)?)
+    }
+
+    /// How many of the lines so far begin so.
+    pub fn times_heard(&self, wanted: &str) -> usize {
+        self.heard.iter().filter(|line| line.starts_with(wanted)).count()
     }
 }
 

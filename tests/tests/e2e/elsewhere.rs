@@ -1,8 +1,8 @@
-//! Clients that nobody here wrote: mosquitto's, gRPC with nothing but reflection. What all of Azure's device SDKs do is in `sdks`.
+//! Clients that nobody here wrote: mosquitto's, gRPC with nothing but reflection. Azure's device SDKs are in `sdks`.
 
 use anyhow::{Context, Result};
-use drover_proto::admin::{CommandState, Property, SendCommandRequest};
-use drover_tests::clients::{HOST, Login, number};
+use drover_proto::admin::CommandState;
+use drover_tests::clients::{HOST, Login};
 use drover_tests::nodes::Nodes;
 use drover_tests::{programs, until};
 use serde_json::json;
@@ -82,86 +82,6 @@ async fn mosquitto_sub_hears_a_command_that_waited_for_it() -> Result<()> {
     let state = async || admin.command("mosquito", "wake-up").await.expect("it is known").state;
     let is_completed = |state: &i32| *state == CommandState::Completed as i32;
     until("its PUBACK to complete the command", state, is_completed).await;
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_python_device_sdk_does_its_whole_job_and_reconnects_by_itself() -> Result<()> {
-    let mut nodes = Nodes::start(1).await?;
-    let admin = nodes.admin(0)?;
-    let key = admin.create_device("python").await?;
-    let connection = format!("HostName={HOST};DeviceId=python;SharedAccessKey={key}");
-    let mut script = programs::python("device_sdk.py");
-    script.arg(nodes.ca());
-    script
-        .args([&nodes.mqtts(0).port().to_string(), "mqtt", &connection])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::inherit())
-        .kill_on_drop(true);
-    let mut child = script.spawn().context("python cannot be run: .ci/setup test installs it")?;
-    let mut said = BufReader::new(child.stdout.take().context("it is piped")?).lines();
-    let mut says = async |wanted: &str| -> Result<String> {
-        let listen = async {
-            while let Some(line) = said.next_line().await? {
-                if let Some(rest) = line.strip_prefix(wanted) {
-                    return Ok(rest.trim().to_owned());
-                }
-            }
-            anyhow::bail!("the SDK ended before it said {wanted:?}")
-        };
-        timeout(drover_tests::PATIENCE, listen).await.with_context(|| format!("no {wanted:?}"))?
-    };
-
-    says("telemetry acknowledged").await?;
-    let message = admin.messages_of("python").await?.remove(0);
-    assert_eq!(message.body, b"hello from the SDK");
-    let color = message.application_properties.iter().find(|property| property.key == "color");
-    assert_eq!(color.and_then(|color| color.value.as_deref()), Some("light blue"));
-
-    assert!(says("twin").await?.contains("\"desired\""));
-    says("reported").await?;
-    assert_eq!(number(admin.twin("python").await?.reported.as_ref(), "answer"), Some(42.0));
-
-    says("listening").await?;
-    admin.patch_desired("python", &json!({ "round": 1 })).await?;
-    assert!(says("desired").await?.contains("\"round\": 1"));
-
-    let property = Property { key: "a/b".to_owned(), value: Some("c d".to_owned()) };
-    let command = SendCommandRequest {
-        device_id: "python".to_owned(),
-        message_id: "c:1".to_owned(),
-        body: b"open".to_vec(),
-        content_type: "text/plain".to_owned(),
-        application_properties: vec![property],
-        ..SendCommandRequest::default()
-    };
-    admin.commands.clone().send_command(command).await?;
-    let command: serde_json::Value = serde_json::from_str(&says("command").await?)?;
-    assert_eq!((&command["body"], &command["id"]), (&json!("open"), &json!("c:1")));
-    assert_eq!(command["properties"], json!({ "a/b": "c d" }));
-    let is_completed = |state: &i32| *state == CommandState::Completed as i32;
-    let state = async || admin.command("python", "c:1").await.expect("it is remembered").state;
-    until("the SDK's PUBACK to complete it", state, is_completed).await;
-
-    let calling = admin.invoke("python", "blink", r#"{"times":3}"#);
-    let (answer, asked) = tokio::join!(calling, says("method"));
-    assert_eq!(asked?, r#"{"name": "blink", "payload": {"times": 3}}"#);
-    let answer = answer?;
-    assert_eq!((answer.status, answer.payload.as_str()), (200, r#"{"echo": {"times": 3}}"#));
-
-    nodes.kill(0)?;
-    says("disconnected").await?;
-    // Nothing is lost with the connection: neither the subscriptions nor what is sent before it is back.
-    nodes.restart(0)?;
-    nodes.until_ready().await;
-    says("connected").await?;
-    let admin = nodes.admin(0)?;
-    admin.patch_desired("python", &json!({ "round": 2 })).await?;
-    assert!(says("desired").await?.contains("\"round\": 2"), "without subscribing again");
-    admin.send_command("python", "c:2").await?;
-    assert!(says("command").await?.contains("\"c:2\""), "without subscribing again");
-    assert_eq!(admin.invoke("python", "blink", "1").await?.payload, r#"{"echo": 1}"#);
     Ok(())
 }
 

@@ -1,24 +1,43 @@
-//! Azure's device SDKs, unmodified: each language over each transport with each kind of credential.
+//! Azure's device SDKs, unmodified: each client over each transport, with each kind of credential, through the renewal of its
+//! token and the death of its node. What a device does is in `tests/clients`; what is expected of it is here.
 //!
 //! `docs/compatibility.md` says which of their functions work; it names these tests.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use drover_proto::admin::authentication::Kind;
-use drover_proto::admin::{
-    self, Authentication, CommandState, CreateAuthorityRequest, CreateDeviceRequest, Thumbprints,
-    VerifyAuthorityRequest,
-};
+use drover_proto::admin::{self, CommandState, Property, SendCommandRequest, Thumbprints};
+use drover_tests::balancer::Balancer;
 use drover_tests::certificates::{Authority, Identity};
-use drover_tests::clients::{Admin, HOST, number};
+use drover_tests::clients::{ANSWER_TIMEOUT, Admin, HOST, number};
 use drover_tests::nodes::Nodes;
 use drover_tests::programs::{self, Running};
-use drover_tests::until;
-use serde_json::json;
-use tokio::process::Command;
+use drover_tests::{until, until_ok};
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+
+/// What every SDK is told to send (`tests/clients`), by the names under which it is stored.
+const SYSTEM_PROPERTIES: [(&str, &str); 13] = [
+    ("message-id", "m 1/ü"),
+    ("correlation-id", "c&1"),
+    ("user-id", "u=1"),
+    ("to", "/back/end"),
+    ("content-type", "text/plain"),
+    ("content-encoding", "utf-8"),
+    ("iothub-outputname", "output-1"),
+    ("absolute-expiry-time", "2030-01-02T03:04:05Z"),
+    ("dt-subject", "thermostat1"),
+    ("iothub-interface-id", "urn:azureiot:Security:SecurityAgent:1"),
+    ("iothub-message-schema", "recordType"),
+    ("Diagnostic-Id", "trace-1"),
+    ("Correlation-Context", "creationtimeutc=1,k=v"),
+];
+/// Short, and still longer than an SDK takes to begin on a busy machine.
+const RENEW_TOKEN_AFTER_S: u32 = 4;
 
 #[derive(Debug, Clone, Copy)]
 enum Sdk {
-    Python,
+    PythonAsyncio,
+    PythonSync,
     Node,
 }
 
@@ -28,187 +47,264 @@ enum Transport {
     Websocket,
 }
 
-/// What a device proves itself with, registered.
-struct Credential {
-    connection_string: String,
-    certificate: Option<Identity>,
-}
+/// Every client over every transport, by the id of its device.
+const EACH: [(&str, Sdk, Transport); 6] = [
+    ("asyncio-mqtt", Sdk::PythonAsyncio, Transport::Mqtt),
+    ("asyncio-websocket", Sdk::PythonAsyncio, Transport::Websocket),
+    ("sync-mqtt", Sdk::PythonSync, Transport::Mqtt),
+    ("sync-websocket", Sdk::PythonSync, Transport::Websocket),
+    ("node-mqtt", Sdk::Node, Transport::Mqtt),
+    ("node-websocket", Sdk::Node, Transport::Websocket),
+];
 
-impl Sdk {
-    fn script(self) -> Command {
+impl Transport {
+    fn address(self, nodes: &Nodes, node: usize) -> std::net::SocketAddr {
         match self {
-            Self::Python => programs::python("device_sdk.py"),
-            Self::Node => programs::node("device_sdk.js"),
+            Self::Mqtt => nodes.mqtts(node),
+            Self::Websocket => nodes.https(node),
         }
     }
+}
 
-    fn start(
-        self,
+/// What a device proves itself with, registered, as a part of its script's argument.
+struct Credential(Value);
+
+impl Credential {
+    async fn with_key(admin: &Admin, id: &str) -> Result<Self> {
+        let key = admin.create_device(id).await?;
+        let connection_string = format!("HostName={HOST};DeviceId={id};SharedAccessKey={key}");
+        Ok(Self(json!({ "connectionString": connection_string })))
+    }
+
+    async fn with_certificate(
         nodes: &Nodes,
-        transport: Transport,
-        credential: &Credential,
-    ) -> Result<Running> {
-        let (name, address) = match transport {
-            Transport::Mqtt => ("mqtt", nodes.mqtts(0)),
-            Transport::Websocket => ("websocket", nodes.https(0)),
+        id: &str,
+        certificate: Identity,
+        kind: Kind,
+    ) -> Result<Self> {
+        nodes.admin(0)?.create_device_with(id, kind).await?;
+        let (certificate, key) = certificate.write(nodes.folder(), id)?;
+        let connection_string = format!("HostName={HOST};DeviceId={id};x509=true");
+        Ok(Self(json!({
+            "connectionString": connection_string,
+            "certificate": certificate,
+            "key": key,
+        })))
+    }
+
+    /// A token that is renewed that often.
+    fn renewed_after(mut self, seconds: u32) -> Self {
+        self.0["renewTokenAfter"] = seconds.into();
+        self
+    }
+
+    fn start(&self, sdk: Sdk, transport: Transport, nodes: &Nodes, port: u16) -> Result<Running> {
+        let mut given = self.0.clone();
+        given["ca"] = json!(nodes.ca());
+        given["port"] = port.into();
+        given["websocket"] = (transport == Transport::Websocket).into();
+        let mut script = match sdk {
+            Sdk::PythonAsyncio => programs::python("device_sdk.py"),
+            Sdk::PythonSync => programs::python("device_sdk_sync.py"),
+            Sdk::Node => programs::node("device_sdk.js"),
         };
-        let mut script = self.script();
-        script.arg(nodes.ca()).arg(address.port().to_string()).arg(name);
-        script.arg(&credential.connection_string);
-        if let Some(certificate) = &credential.certificate {
-            let (certificate, key) = certificate.write(nodes.folder(), "device")?;
-            script.arg(certificate).arg(key);
-        }
-        Running::start(&mut script)
+        Running::start(script.arg(given.to_string()))
     }
 }
 
-async fn with_key(admin: &Admin, id: &str) -> Result<Credential> {
-    let key = admin.create_device(id).await?;
-    let connection_string = format!("HostName={HOST};DeviceId={id};SharedAccessKey={key}");
-    Ok(Credential { connection_string, certificate: None })
-}
-
-async fn with_certificate(
-    admin: &Admin,
-    id: &str,
-    certificate: Identity,
-    kind: Kind,
-) -> Result<Credential> {
-    let authentication = Some(Authentication { kind: Some(kind) });
-    let request =
-        CreateDeviceRequest { id: id.to_owned(), authentication, ..CreateDeviceRequest::default() };
-    admin.devices.clone().create_device(request).await?;
-    let connection_string = format!("HostName={HOST};DeviceId={id};x509=true");
-    Ok(Credential { connection_string, certificate: Some(certificate) })
-}
-
-async fn self_signed(admin: &Admin, id: &str) -> Result<Credential> {
-    let certificate = Identity::self_signed(id)?;
-    let primary = certificate.sha256()?;
-    let kind = Kind::SelfSigned(Thumbprints { primary, secondary: String::new() });
-    with_certificate(admin, id, certificate, kind).await
-}
-
-async fn signed(admin: &Admin, authority: &Authority, id: &str) -> Result<Credential> {
-    let kind = Kind::CertificateAuthority(admin::CertificateAuthority {});
-    with_certificate(admin, id, authority.sign(id)?, kind).await
-}
-
-async fn register(admin: &Admin, authority: &Authority) -> Result<()> {
-    let mut authorities = admin.authorities.clone();
-    let name = "factory".to_owned();
-    let certificate_pem = authority.certificate.clone();
-    let request = CreateAuthorityRequest { name: name.clone(), certificate_pem };
-    let code = authorities.create_authority(request).await?.into_inner().verification_code;
-    let certificate_pem = authority.sign(&code)?.certificate;
-    authorities.verify_authority(VerifyAuthorityRequest { name, certificate_pem }).await?;
-    Ok(())
-}
-
-/// Telemetry with properties, the twin read, reported properties, a desired patch, a command.
+/// Telemetry with every property, the twin read, reported and desired properties, a command, a method.
 async fn does_its_job(admin: &Admin, device: &mut Running, id: &str) -> Result<()> {
     device.says("telemetry acknowledged").await?;
     let message = admin.messages_of(id).await?.pop().context("a message was acknowledged")?;
     assert_eq!(message.body, b"hello from the SDK");
-    let color = message.application_properties.iter().find(|property| property.key == "color");
-    assert_eq!(color.and_then(|property| property.value.as_deref()), Some("light blue"));
-    let kind = message.system_properties.iter().find(|property| property.key == "content-type");
-    assert_eq!(kind.and_then(|property| property.value.as_deref()), Some("text/plain"));
+    let value_of = |properties: &[Property], key| {
+        let property = properties.iter().find(|property| property.key == key);
+        property.and_then(|property| property.value.clone())
+    };
+    for (key, value) in SYSTEM_PROPERTIES {
+        let stored = value_of(&message.system_properties, key);
+        assert_eq!(stored.as_deref(), Some(value), "{key} of {id}");
+    }
+    let created = value_of(&message.system_properties, "iothub-creation-time-utc");
+    assert_eq!(created.as_deref(), Some("2026-01-02T03:04:05Z"));
+    let color = value_of(&message.application_properties, "color");
+    assert_eq!(color.as_deref(), Some("light blue"));
+    assert_eq!(message.application_properties.len(), 1, "the others are the system's");
 
-    assert!(device.says("twin").await?.contains("\"desired\""));
+    assert!(device.says_json("twin").await?["desired"].is_object());
     device.says("reported").await?;
     assert_eq!(number(admin.twin(id).await?.reported.as_ref(), "answer"), Some(42.0));
 
     device.says("listening").await?;
-    admin.patch_desired(id, &json!({ "round": 1 })).await?;
-    until_it_says_round(device, 1).await?;
-
-    admin.send_command(id, "open-the-valve").await?;
-    assert!(device.says("command").await?.contains("open-the-valve"));
-    let state = async || admin.command(id, "open-the-valve").await.expect("it is known").state;
-    let is_completed = |state: &i32| *state == CommandState::Completed as i32;
-    until("the SDK to complete the command", state, is_completed).await;
-    Ok(())
+    hears_a_patch(admin, device, id, 1).await?;
+    gets_a_command_with_properties(admin, device, id).await?;
+    answers_a_method(admin, device, id).await
 }
 
 /// Node's SDK also hands over what it has read, so a patch is not the first that is said.
-async fn until_it_says_round(device: &mut Running, round: u32) -> Result<()> {
-    loop {
-        let patch: serde_json::Value = serde_json::from_str(&device.says("desired").await?)?;
-        if patch["round"] == round {
-            return Ok(());
-        }
-    }
+async fn hears_a_patch(admin: &Admin, device: &mut Running, id: &str, round: u32) -> Result<()> {
+    admin.patch_desired(id, &json!({ "round": round })).await?;
+    while device.says_json("desired").await?["round"] != round {}
+    Ok(())
 }
 
-async fn by_each_credential(sdk: Sdk, transport: Transport) -> Result<()> {
+async fn gets_a_command_with_properties(
+    admin: &Admin,
+    device: &mut Running,
+    id: &str,
+) -> Result<()> {
+    let property = Property { key: "a/b".to_owned(), value: Some("c d".to_owned()) };
+    let command = SendCommandRequest {
+        device_id: id.to_owned(),
+        message_id: "c:1".to_owned(),
+        body: b"open".to_vec(),
+        content_type: "text/plain".to_owned(),
+        application_properties: vec![property],
+        ..SendCommandRequest::default()
+    };
+    admin.commands.clone().send_command(command).await?;
+    let command = device.says_json("command").await?;
+    assert_eq!((&command["body"], &command["id"]), (&json!("open"), &json!("c:1")));
+    assert_eq!(
+        (&command["type"], &command["properties"]["a/b"]),
+        (&json!("text/plain"), &json!("c d"))
+    );
+    is_completed(admin, id, "c:1").await;
+    Ok(())
+}
+
+async fn is_completed(admin: &Admin, device: &str, id: &str) {
+    let state = async || admin.command(device, id).await.ok().map(|command| command.state());
+    let is_completed = |state: &Option<_>| *state == Some(CommandState::Completed);
+    until(&format!("{device} to complete {id}"), state, is_completed).await;
+}
+
+async fn answers_a_method(admin: &Admin, device: &mut Running, id: &str) -> Result<()> {
+    let calling = admin.invoke_within(id, "blink", r#"{"times":3}"#, ANSWER_TIMEOUT);
+    let (answer, asked) = tokio::join!(calling, device.says_json("method"));
+    assert_eq!(asked?, json!({ "name": "blink", "payload": { "times": 3 } }));
+    let answer = answer?;
+    let payload: Value = serde_json::from_str(&answer.payload)?;
+    assert_eq!((answer.status, payload), (200, json!({ "echo": { "times": 3 } })));
+    Ok(())
+}
+
+/// One client over both transports with every kind of credential, all at once.
+async fn by_each_credential(sdk: Sdk) -> Result<()> {
     let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
-    let authority = Authority::new("factory CA")?;
-    register(&admin, &authority).await?;
-    for (id, credential) in [
-        ("by-key", with_key(&admin, "by-key").await?),
-        ("by-thumbprint", self_signed(&admin, "by-thumbprint").await?),
-        ("by-authority", signed(&admin, &authority, "by-authority").await?),
-    ] {
-        let mut device = sdk.start(&nodes, transport, &credential)?;
-        let done = does_its_job(&admin, &mut device, id).await;
-        done.with_context(|| format!("{sdk:?} over {transport:?} {id}"))?;
-    }
-    Ok(())
-}
+    let factory = Authority::new("factory CA")?;
+    admin.register_authority("factory", &factory).await?;
+    let line = factory.intermediate("line 1")?;
+    let vouched = || Kind::CertificateAuthority(admin::CertificateAuthority {});
 
-#[tokio::test]
-async fn the_python_sdk_over_mqtt_by_key_thumbprint_and_authority() -> Result<()> {
-    by_each_credential(Sdk::Python, Transport::Mqtt).await
-}
-
-#[tokio::test]
-async fn the_python_sdk_over_websocket_by_key_thumbprint_and_authority() -> Result<()> {
-    by_each_credential(Sdk::Python, Transport::Websocket).await
-}
-
-#[tokio::test]
-async fn the_node_sdk_over_mqtt_by_key_thumbprint_and_authority() -> Result<()> {
-    by_each_credential(Sdk::Node, Transport::Mqtt).await
-}
-
-#[tokio::test]
-async fn the_node_sdk_over_websocket_by_key_thumbprint_and_authority() -> Result<()> {
-    by_each_credential(Sdk::Node, Transport::Websocket).await
-}
-
-#[tokio::test]
-async fn the_python_sdk_reconnects_over_websocket_and_subscribes_nothing_again() -> Result<()> {
-    let mut nodes = Nodes::start(1).await?;
-    let admin = nodes.admin(0)?;
-    let credential = with_key(&admin, "python").await?;
-    let mut device = Sdk::Python.start(&nodes, Transport::Websocket, &credential)?;
-    device.says("listening").await?;
-    nodes.kill(0)?;
-    device.says("disconnected").await?;
-    nodes.restart(0)?;
-    nodes.until_ready().await;
-    device.says("connected").await?;
-    nodes.admin(0)?.patch_desired("python", &json!({ "round": 2 })).await?;
-    until_it_says_round(&mut device, 2).await
-}
-
-#[tokio::test]
-async fn the_node_sdk_reconnects_by_itself() -> Result<()> {
+    let mut devices = Vec::new();
     for transport in [Transport::Mqtt, Transport::Websocket] {
-        let mut nodes = Nodes::start(1).await?;
-        let admin = nodes.admin(0)?;
-        let credential = with_key(&admin, "node").await?;
-        let mut device = Sdk::Node.start(&nodes, transport, &credential)?;
-        device.says("listening").await?;
-        nodes.kill(0)?;
-        nodes.restart(0)?;
-        nodes.until_ready().await;
-        // It does not say that it is connected again: the patch waits for it in the twin, which it reads then.
-        nodes.admin(0)?.patch_desired("node", &json!({ "round": 2 })).await?;
-        until_it_says_round(&mut device, 2).await?;
+        let id = |credential| format!("{credential}-{transport:?}").to_lowercase();
+        let own = Identity::self_signed("any name")?;
+        let thumbprints = Thumbprints { primary: own.sha256()?, secondary: String::new() };
+        let by_thumbprint = Kind::SelfSigned(thumbprints);
+        let [key, thumbprint, authority, chain] =
+            ["key", "thumbprint", "authority", "chain"].map(id);
+        let (signed, chained) = (factory.sign(&authority)?, line.sign_with_chain(&chain)?);
+        let with = Credential::with_certificate;
+        for (credential, id) in [
+            (Credential::with_key(&admin, &key).await?, key),
+            (with(&nodes, &thumbprint, own, by_thumbprint).await?, thumbprint),
+            (with(&nodes, &authority, signed, vouched()).await?, authority),
+            (with(&nodes, &chain, chained, vouched()).await?, chain),
+        ] {
+            devices.push((id, credential, transport));
+        }
     }
-    Ok(())
+    let jobs = devices.iter().map(async |(id, credential, transport)| {
+        let port = transport.address(&nodes, 0).port();
+        let mut device = credential.start(sdk, *transport, &nodes, port)?;
+        does_its_job(&admin, &mut device, id).await.with_context(|| format!("{sdk:?} {id}"))
+    });
+    try_join_all(jobs).await.map(drop)
+}
+
+#[tokio::test]
+async fn the_asyncio_client_for_python_does_its_whole_job_with_each_credential() -> Result<()> {
+    by_each_credential(Sdk::PythonAsyncio).await
+}
+
+#[tokio::test]
+async fn the_sync_client_for_python_does_its_whole_job_with_each_credential() -> Result<()> {
+    by_each_credential(Sdk::PythonSync).await
+}
+
+#[tokio::test]
+async fn the_client_for_node_does_its_whole_job_with_each_credential() -> Result<()> {
+    by_each_credential(Sdk::Node).await
+}
+
+/// While commands come in, a client replaces its token twice, each time with a new connection. Node's tokens would have
+/// ended in between.
+#[tokio::test]
+async fn every_client_renews_its_token_and_loses_no_command() -> Result<()> {
+    let nodes = Nodes::start(1).await?;
+    let admin = nodes.admin(0)?;
+    let jobs = EACH.map(async |(id, sdk, transport)| {
+        let balancer = Balancer::start(transport.address(&nodes, 0)).await?;
+        let credential = Credential::with_key(&admin, id).await?.renewed_after(RENEW_TOKEN_AFTER_S);
+        let mut device = credential.start(sdk, transport, &nodes, balancer.port())?;
+        device.says("listening").await?;
+        let mut sent = 0;
+        while device.times_heard("renewed") < 2 || balancer.connections() < 3 {
+            sent += 1;
+            let command = format!("{id}-{sent}");
+            admin.send_command(id, &command).await?;
+            // An acknowledgement that is lost with a connection brings its command again.
+            while device.says_json("command").await?["id"] != command {}
+            is_completed(&admin, id, &command).await;
+        }
+        ensure!(balancer.connections() <= 1 + device.times_heard("renewed") as u32 + 1);
+        hears_a_patch(&admin, &mut device, id, 1).await?;
+        answers_a_method(&admin, &mut device, id).await.with_context(|| id.to_owned())
+    });
+    try_join_all(jobs).await.map(drop)
+}
+
+/// The node of all connections dies and stays dead. A command that was accepted while a device was nowhere reaches it at
+/// another node, and so does all that comes later.
+#[tokio::test]
+async fn every_client_goes_on_at_another_node_after_its_own_was_killed() -> Result<()> {
+    let mut nodes = Nodes::start(3).await?;
+    let admin = nodes.admin(1)?;
+    let mqtt = Balancer::start(nodes.mqtts(0)).await?;
+    let websocket = Balancer::start(nodes.https(0)).await?;
+    let mut devices = Vec::new();
+    for (id, sdk, transport) in EACH {
+        let balancer = if transport == Transport::Mqtt { &mqtt } else { &websocket };
+        let credential = Credential::with_key(&admin, id).await?;
+        devices.push((id, credential.start(sdk, transport, &nodes, balancer.port())?));
+    }
+    for (id, device) in &mut devices {
+        device.says("listening").await?;
+        admin.send_command(id, "before").await?;
+        assert_eq!(device.says_json("command").await?["id"], "before");
+        is_completed(&admin, id, "before").await;
+    }
+    mqtt.set_target(None);
+    websocket.set_target(None);
+    nodes.kill(0)?;
+    for (id, _) in &devices {
+        until_ok("a command to be accepted", async || admin.send_command(id, "between").await)
+            .await;
+    }
+    mqtt.set_target(Some(nodes.mqtts(2)));
+    websocket.set_target(Some(nodes.https(2)));
+    let goes_on = devices.iter_mut().map(async |(id, device)| {
+        assert_eq!(device.says_json("command").await?["id"], "between", "{id}");
+        hears_a_patch(&admin, device, id, 2).await?;
+        answers_a_method(&admin, device, id).await?;
+        admin.send_command(id, "after").await?;
+        assert_eq!(device.says_json("command").await?["id"], "after", "{id}");
+        is_completed(&admin, id, "after").await;
+        is_completed(&admin, id, "between").await;
+        anyhow::Ok(())
+    });
+    try_join_all(goes_on).await.map(drop)
 }

@@ -4,12 +4,11 @@ use anyhow::{Context, Result};
 use drover_chaos::mqtt::link::Tls;
 use drover_proto::admin::authentication::Kind;
 use drover_proto::admin::{
-    self, Authentication, CreateAuthorityRequest, CreateDeviceRequest, DeleteAuthorityRequest,
-    DeviceStatus, SetAuthorityStatusRequest, Thumbprints, UpdateDeviceRequest,
-    VerifyAuthorityRequest,
+    self, Authentication, CreateAuthorityRequest, DeleteAuthorityRequest, DeviceStatus,
+    SetAuthorityStatusRequest, Thumbprints, UpdateDeviceRequest, VerifyAuthorityRequest,
 };
 use drover_tests::certificates::{Authority, Identity};
-use drover_tests::clients::{Admin, Device, Login};
+use drover_tests::clients::{Device, Login};
 use drover_tests::nodes::Nodes;
 use drover_tests::until;
 use drover_tests::websocket::WebSocket;
@@ -18,33 +17,12 @@ use tonic::Code;
 /// The return code for every failed authentication, so that ids cannot be probed.
 const NOT_AUTHORIZED: &str = "CONNACK 5";
 
-fn by_authority() -> Authentication {
-    let kind = Kind::CertificateAuthority(admin::CertificateAuthority {});
-    Authentication { kind: Some(kind) }
+fn by_authority() -> Kind {
+    Kind::CertificateAuthority(admin::CertificateAuthority {})
 }
 
-fn by_thumbprints(primary: &Identity, secondary: &Identity) -> Result<Authentication> {
-    let kind =
-        Kind::SelfSigned(Thumbprints { primary: primary.sha256()?, secondary: secondary.sha1()? });
-    Ok(Authentication { kind: Some(kind) })
-}
-
-async fn create(admin: &Admin, id: &str, authentication: Authentication) -> Result<()> {
-    let (id, authentication) = (id.to_owned(), Some(authentication));
-    let request = CreateDeviceRequest { id, authentication, ..CreateDeviceRequest::default() };
-    admin.devices.clone().create_device(request).await?;
-    Ok(())
-}
-
-/// Registers and proves.
-async fn register(admin: &Admin, name: &str, authority: &Authority) -> Result<()> {
-    let mut authorities = admin.authorities.clone();
-    let (name, certificate_pem) = (name.to_owned(), authority.certificate.clone());
-    let request = CreateAuthorityRequest { name: name.clone(), certificate_pem };
-    let code = authorities.create_authority(request).await?.into_inner().verification_code;
-    let certificate_pem = authority.sign(&code)?.certificate;
-    authorities.verify_authority(VerifyAuthorityRequest { name, certificate_pem }).await?;
-    Ok(())
+fn by_thumbprints(primary: &Identity, secondary: &Identity) -> Result<Kind> {
+    Ok(Kind::SelfSigned(Thumbprints { primary: primary.sha256()?, secondary: secondary.sha1()? }))
 }
 
 /// Connects as `id` with a certificate and no token; says why not.
@@ -77,7 +55,7 @@ async fn either_registered_thumbprint_lets_a_device_in_over_both_transports() ->
     let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
     let (first, second) = (Identity::self_signed("any")?, Identity::self_signed("name")?);
-    create(&admin, "meter", by_thumbprints(&first, &second)?).await?;
+    admin.create_device_with("meter", by_thumbprints(&first, &second)?).await?;
     for identity in [&first, &second] {
         let tls = identity.tls(&nodes.ca())?;
         let mut device = Device::with_certificate(nodes.mqtts(0), &tls, "meter").await?;
@@ -98,7 +76,7 @@ async fn replacing_thumbprints_and_disabling_end_the_connection_at_any_node() ->
     let admin = nodes.admin(0)?;
     let [first, second, third] =
         [Identity::self_signed("1")?, Identity::self_signed("2")?, Identity::self_signed("3")?];
-    create(&admin, "meter", by_thumbprints(&first, &second)?).await?;
+    admin.create_device_with("meter", by_thumbprints(&first, &second)?).await?;
     let first_tls = first.tls(&nodes.ca())?;
     let mut device = Device::with_certificate(nodes.mqtts(1), &first_tls, "meter").await?;
     device.send("by the first").await?;
@@ -109,7 +87,7 @@ async fn replacing_thumbprints_and_disabling_end_the_connection_at_any_node() ->
         authentication,
         ..UpdateDeviceRequest::default()
     };
-    let rotated = Some(by_thumbprints(&second, &third)?);
+    let rotated = Some(Authentication { kind: Some(by_thumbprints(&second, &third)?) });
     admin.devices.clone().update_device(update(rotated, DeviceStatus::Unspecified)).await?;
     device.until_closed().await?;
     let refused = refusal(&nodes, 1, "meter", &first).await?;
@@ -130,7 +108,7 @@ async fn an_authority_vouches_only_after_its_possession_was_proved() -> Result<(
     let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
     let authority = Authority::new("factory CA")?;
-    create(&admin, "pump", by_authority()).await?;
+    admin.create_device_with("pump", by_authority()).await?;
     let pump = authority.sign("pump")?;
     let request = CreateAuthorityRequest {
         name: "factory".to_owned(),
@@ -169,13 +147,19 @@ async fn every_certificate_that_is_not_in_order_is_refused_with_the_same_code() 
     let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
     let authority = Authority::new("factory CA")?;
-    register(&admin, "factory", &authority).await?;
-    create(&admin, "pump", by_authority()).await?;
+    admin.register_authority("factory", &authority).await?;
+    admin.create_device_with("pump", by_authority()).await?;
     let key = admin.create_device("by-key").await?;
+    let line = authority.intermediate("line 1")?;
+    let unknown = Authority::new("factory CA")?.intermediate("line 1")?;
+    let shown = refusal(&nodes, 0, "pump", &line.sign_with_chain("pump")?).await?;
+    assert_eq!(shown, "accepted", "with the intermediate that signed it");
     for (what, id, identity) in [
         ("another device's", "pump", authority.sign("valve")?),
         ("expired", "pump", authority.sign_expired("pump")?),
         ("of an unknown authority", "pump", Authority::new("factory CA")?.sign("pump")?),
+        ("of an intermediate that it does not show", "pump", line.sign("pump")?),
+        ("with the intermediate of an unknown authority", "pump", unknown.sign_with_chain("pump")?),
         ("signed by itself", "pump", Identity::self_signed("pump")?),
         ("of a device with keys", "by-key", authority.sign("by-key")?),
         ("of an unknown device", "ghost", authority.sign("ghost")?),
@@ -198,10 +182,10 @@ async fn disabling_or_deleting_an_authority_ends_the_connections_that_it_vouched
     let nodes = Nodes::start(3).await?;
     let admin = nodes.admin(0)?;
     let (factory, mill) = (Authority::new("factory CA")?, Authority::new("mill CA")?);
-    register(&admin, "factory", &factory).await?;
-    register(&admin, "mill", &mill).await?;
-    create(&admin, "pump", by_authority()).await?;
-    create(&admin, "saw", by_authority()).await?;
+    admin.register_authority("factory", &factory).await?;
+    admin.register_authority("mill", &mill).await?;
+    admin.create_device_with("pump", by_authority()).await?;
+    admin.create_device_with("saw", by_authority()).await?;
     let pump = factory.sign("pump")?;
     let saw_tls = mill.sign("saw")?.tls(&nodes.ca())?;
     let mut saw = connect(&nodes, 1, "saw", &saw_tls).await;
