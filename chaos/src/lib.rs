@@ -13,6 +13,7 @@
 )]
 
 pub mod bench;
+pub mod disk;
 pub mod fleet;
 pub mod history;
 pub mod kill;

@@ -1,0 +1,61 @@
+//! How a disk misbehaves, and the syncs that wait because of it.
+
+use std::time::Duration;
+
+use fuser::{Errno, ReplyEmpty};
+use tokio::time::Instant;
+
+/// What a disk does from now on. The default is a disk in good order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Behaviour {
+    pub sync: Sync,
+    /// Writes fail with EIO.
+    pub fails_writes: bool,
+    /// A write that would make all files together longer than this fails with ENOSPC.
+    pub capacity_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sync {
+    #[default]
+    Prompt,
+    /// Each takes so long, and is durable when it ends.
+    Slow(Duration),
+    /// None ends until the disk behaves in another way. Whoever waits cannot even be killed.
+    Hung,
+    /// EIO, and what was to be synced will not survive, whatever later syncs say.
+    Fails,
+}
+
+/// What was asked of a disk and what came of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub syncs: u64,
+    /// Syncs that were held back.
+    pub delayed: u64,
+    pub failed_syncs: u64,
+    pub failed_writes: u64,
+}
+
+/// A sync that waits, and since when.
+pub(super) struct Waiting {
+    pub(super) inode: u64,
+    pub(super) is_directory: bool,
+    pub(super) since: Instant,
+    pub(super) reply: ReplyEmpty,
+}
+
+impl Waiting {
+    /// When it ends under `sync`; `None` if it does not.
+    pub(super) fn due(&self, sync: Sync) -> Option<Instant> {
+        match sync {
+            Sync::Prompt | Sync::Fails => Some(self.since),
+            Sync::Slow(delay) => Some(self.since + delay),
+            Sync::Hung => None,
+        }
+    }
+
+    pub(super) fn fail(self) {
+        self.reply.error(Errno::EIO);
+    }
+}

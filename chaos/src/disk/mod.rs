@@ -1,0 +1,18 @@
+//! A disk that loses what was not synced, on purpose.
+//!
+//! A kernel keeps what a killed process has written, so SIGKILL proves nothing about fsync. Here a file system of our own
+//! (FUSE, so it needs root and /dev/fuse) stands below a real node: [`volume`] says what survives a power loss, [`bytes`]
+//! keeps what undoes a file's unsynced writes, [`behaviour`] makes syncs slow, hung or failing, [`server`] answers the
+//! kernel and [`mounted`] is the handle.
+
+mod behaviour;
+mod bytes;
+mod mounted;
+mod server;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+pub use behaviour::{Behaviour, Counters, Sync};
+pub use mounted::{Disk, obstacle, remove_stale};
+pub use volume::{Kept, Loss};
