@@ -3,7 +3,13 @@
 //! An operation begins when it is put on the wire and ends as acknowledged, refused, or not at all: whoever got no answer
 //! does not know, and neither does this record. Times are milliseconds since the run began, by one clock.
 
+pub mod commands;
+pub mod methods;
+
 use serde::Serialize;
+
+/// A point in a run. Only the order of two means something: one run counts microseconds, another one events.
+pub type Moment = u64;
 
 /// Everything that one device did.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -1,4 +1,4 @@
-//! One device of the kill test: it sends at its pace, and when its connection breaks it goes to the next node and sends
+//! A device of the kill test that only sends: it sends at its pace, and when its connection breaks it goes to the next node and sends
 //! again what was not answered.
 //!
 //! It keeps no time-out for a message: it waits as long as the connection stands, and a connection on which nothing was
@@ -286,7 +286,7 @@ impl<'a> Session<'a> {
 }
 
 /// Packet ids from 2 on, 1 being that of the first read; so many transmissions are never in flight that two meet.
-fn packet_id(position: u32) -> u16 {
+pub(super) fn packet_id(position: u32) -> u16 {
     (position % 60_000) as u16 + 2
 }
 

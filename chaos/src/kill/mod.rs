@@ -1,17 +1,24 @@
 //! The kill test: nodes are ended with SIGKILL while devices send, and nothing that was acknowledged may be lost.
 //!
-//! [`plan`] draws a run from a seed, [`device`] is what each device does, [`faults`] kills and restarts, [`readback`] reads
-//! what was kept, and [`report`] is the verdict. Processes on a real machine do not repeat themselves to the letter: the
+//! [`plan`] draws a run from a seed, [`device`] is what each device does that only sends, [`talk`] is commands and methods
+//! ([`recipient`], [`backend`], [`caller`]), [`faults`] kills and restarts, [`readback`] reads what was kept, and [`report`]
+//! is the verdict. Processes on a real machine do not repeat themselves to the letter: the
 //! same seed gives the same timetable and the same devices, not the same interleaving.
 //!
 //! What it cannot show: a kernel keeps what a killed process has written, so a hub that never calls fsync would pass. The
 //! simulation takes that away too.
 
+mod backend;
+mod caller;
+mod clock;
 mod device;
+pub mod failover;
 mod faults;
 pub mod plan;
 mod readback;
+mod recipient;
 pub mod report;
+mod talk;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,41 +32,77 @@ use tokio::time::{Instant, timeout};
 use crate::fleet::Fleet;
 use crate::history::DeviceHistory;
 use crate::nodes::{Nodes, Shape};
-use crate::promises::{p1_telemetry, p2_twin};
+use crate::promises::p3_commands::Terms;
+use crate::promises::{p1_telemetry, p2_twin, p3_commands, p4_methods};
+use clock::Clock;
+use failover::Failover;
 use plan::Plan;
-use report::{Failover, Report};
+use report::{Findings, Report};
+use talk::Talk;
 
 /// After the last heal, devices have this long to get every answer that they wait for.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The hub's default; and its clock is ours, give or take what `adjtime` does in a run.
+const TERMS: Terms = Terms { deliveries_max: 10, skew_ms: 50 };
+
 /// Runs the plan on a cluster of its own.
 pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let mut nodes = Nodes::start(&Shape { nodes: plan.nodes, shards: plan.shards }).await?;
-    let mut fleet = nodes.fleet("kill-{n}");
-    fleet.clean_session = false;
-    nodes.admin().create_devices(&fleet, 0..plan.devices).await?;
-    let begin = Instant::now();
-    let (stop, stopped) = watch::channel(false);
-    let mut devices = start_devices(plan, fleet, begin, &stopped)?;
+    let clock = Clock::start();
+    let mut devices = Devices::start(plan, &nodes, clock).await?;
     let before = nodes.admin().status().await?;
-    let kills = faults::run(plan, &mut nodes, begin).await;
+    let kills = faults::run(plan, &mut nodes, clock.begin()).await;
     let led = nodes.until_led(HEAL_TIMEOUT).await;
     let after = nodes.admin().status().await?;
-    stop.send(true).context("every device has ended before it was told to")?;
-    let histories = finish(&mut devices).await?;
+    let talked = devices.talk.finish().await?;
+    devices.stop.send(true).context("every device has ended before it was told to")?;
+    let senders = finish(&mut devices.senders).await?;
     let kills = kills?;
     led?;
     nodes.check_alive()?;
+    let failover = Failover::measure(&kills, &senders);
+    let histories = [senders, talked.telemetry.clone()].concat();
     let kept = readback::read(&nodes, plan.shards, &histories).await?;
     let mut telemetry = p1_telemetry::check(&histories, &kept.streams);
     telemetry.violations.extend(kept.violations);
-    let twins = p2_twin::check(&histories, &kept.twins);
-    let failover = Failover::measure(&kills, &histories);
-    let terms = faults::terms(&after).saturating_sub(faults::terms(&before));
-    Ok(Report::new(plan, &kills, terms, telemetry, twins, failover, &histories))
+    let findings = Findings {
+        telemetry,
+        twins: p2_twin::check(&histories, &kept.twins),
+        commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, TERMS),
+        methods: p4_methods::check(&talked.calls),
+        under_way_at_kills: talked.under_way_at(&kills),
+        terms: faults::terms(&after).saturating_sub(faults::terms(&before)),
+        failover,
+    };
+    Ok(Report::new(plan, &kills, findings, &histories))
 }
 
-fn start_devices(
+/// All devices of a run.
+struct Devices {
+    senders: JoinSet<DeviceHistory>,
+    stop: watch::Sender<bool>,
+    talk: Talk,
+}
+
+impl Devices {
+    async fn start(plan: &Plan, nodes: &Nodes, clock: Clock) -> anyhow::Result<Self> {
+        let fleet = |name: &str| {
+            let mut fleet = nodes.fleet(name);
+            fleet.clean_session = false;
+            fleet
+        };
+        let (senders, recipients) = (fleet("kill-{n}"), Arc::new(fleet("talk-{n}")));
+        nodes.admin().create_devices(&senders, 0..plan.devices).await?;
+        nodes.admin().create_devices(&recipients, 0..plan.recipients).await?;
+        let (stop, stopped) = watch::channel(false);
+        let senders = start_senders(plan, senders, clock.begin(), &stopped)?;
+        let talk = Talk::start(plan, &recipients, nodes.admin(), clock)?;
+        Ok(Self { senders, stop, talk })
+    }
+}
+
+fn start_senders(
     plan: &Plan,
     fleet: Fleet,
     begin: Instant,

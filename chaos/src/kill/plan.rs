@@ -12,7 +12,10 @@ pub struct Plan {
     pub duration: Duration,
     pub nodes: usize,
     pub shards: u32,
+    /// Devices that only send.
     pub devices: usize,
+    /// Devices that get commands and calls.
+    pub recipients: usize,
     /// Messages a second of one device. Together half of what two busy cores can do, or time-outs are all one finds.
     pub rate: u32,
     /// Whose absence makes a run say nothing: fewer acknowledged messages are not a test.
@@ -23,7 +26,16 @@ impl Plan {
     pub fn new(seed: u64, duration: Duration) -> Self {
         let (devices, rate) = (48, 20);
         let offered = duration.as_secs() * devices as u64 * u64::from(rate);
-        Self { seed, duration, nodes: 3, shards: 8, devices, rate, acknowledged_min: offered / 4 }
+        Self {
+            seed,
+            duration,
+            nodes: 3,
+            shards: 8,
+            devices,
+            recipients: 12,
+            rate,
+            acknowledged_min: offered / 4,
+        }
     }
 
     /// Faults one after the other, for ever: the run takes as many as it has time for.

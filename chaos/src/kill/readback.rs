@@ -1,21 +1,26 @@
-//! What the cluster kept: every stream, twice and at different nodes, and every twin.
+//! What the cluster kept: every stream, twice and at different nodes, every twin, and what became of every command.
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
-use drover_proto::admin::{Message, Twin};
+use anyhow::{Context as _, bail};
+use drover_core::mailbox::Ending;
+use drover_proto::admin::{CommandState, Feedback, Message, Twin};
 use prost_types::value::Kind;
 use serde_json::Value;
 
+use super::backend::unix_ms;
 use super::device::body;
+use crate::history::commands::{Ended, Ledger};
 use crate::history::{DeviceHistory, FinalTwin, PATCH_SLOTS, StoredCopy};
 use crate::nodes::Nodes;
 use crate::promises::Violation;
 use crate::promises::p1_telemetry::Streams;
 
+#[derive(Default)]
 pub(super) struct Kept {
     pub(super) streams: Streams,
     pub(super) twins: BTreeMap<String, FinalTwin>,
+    pub(super) ledgers: BTreeMap<String, Ledger>,
     /// Two reads that differ.
     pub(super) violations: Vec<Violation>,
 }
@@ -27,8 +32,7 @@ pub(super) async fn read(
 ) -> anyhow::Result<Kept> {
     let admin = nodes.admin();
     let status = admin.status().await?;
-    let mut kept =
-        Kept { streams: BTreeMap::new(), twins: BTreeMap::new(), violations: Vec::new() };
+    let mut kept = Kept::default();
     for shard in 0..shards {
         let group = status.shards.iter().find(|group| group.shard == Some(shard));
         let until =
@@ -45,12 +49,39 @@ pub(super) async fn read(
             ));
         }
         kept.streams.insert(shard, first.iter().map(stored).collect());
+        for feedback in admin.feedback(shard).await? {
+            let ledger = kept.ledgers.entry(feedback.device_id.clone()).or_default();
+            ledger.ended.push(ended(feedback)?);
+        }
     }
     for history in histories {
         let twin = admin.twin(&history.device).await?;
         kept.twins.insert(history.device.clone(), final_twin(&twin));
+        let waiting = admin.waiting_commands(&history.device).await?;
+        kept.ledgers.entry(history.device.clone()).or_default().waiting = waiting;
     }
     Ok(kept)
+}
+
+fn ended(feedback: Feedback) -> anyhow::Result<Ended> {
+    let ending = match feedback.state() {
+        CommandState::Completed => Ending::Completed,
+        CommandState::Rejected => Ending::Rejected,
+        CommandState::Expired => Ending::Expired,
+        CommandState::Dead => Ending::DeliveryCountExceeded,
+        CommandState::Purged => Ending::Purged,
+        CommandState::Cancelled => Ending::Cancelled,
+        CommandState::Superseded => Ending::Superseded,
+        state @ (CommandState::Unspecified | CommandState::Queued | CommandState::Locked) => {
+            bail!("feedback on a command that is {state:?}")
+        }
+    };
+    Ok(Ended {
+        ending,
+        at_ms: feedback.ended.as_ref().map_or(0, unix_ms),
+        deliveries: feedback.delivery_count,
+        command: feedback.message_id,
+    })
 }
 
 fn stored(message: &Message) -> Result<StoredCopy, (u64, String)> {

@@ -4,11 +4,15 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::failover::Failover;
 use super::faults::Kill;
 use super::plan::Plan;
 use crate::history::DeviceHistory;
+use crate::promises::Violation;
 use crate::promises::p1_telemetry::Telemetry;
 use crate::promises::p2_twin::Twins;
+use crate::promises::p3_commands::Commands;
+use crate::promises::p4_methods::Methods;
 
 /// Violations that are printed; the JSON has them all.
 const SHOWN_MAX: usize = 20;
@@ -28,13 +32,10 @@ pub struct Report {
     pub replay: String,
     pub devices: usize,
     pub connections: u64,
-    pub telemetry: Telemetry,
-    pub twins: Twins,
+    #[serde(flatten)]
+    pub findings: Findings,
     pub kills_of_leaders: usize,
     pub kills_of_followers: usize,
-    /// How far all groups' terms have grown together.
-    pub terms: u64,
-    pub failover: Failover,
     /// With so many acknowledged and none lost, at most this share is lost at 95 % confidence.
     pub loss_bound: f64,
     pub complaints: Vec<String>,
@@ -42,49 +43,44 @@ pub struct Report {
     pub kills: Vec<Kill>,
 }
 
-/// From a kill to the first acknowledgement of each device whose shard the killed node led, of a message that it sent
-/// after the kill.
+/// What was measured and checked.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Failover {
-    pub samples: usize,
-    pub p50_ms: u64,
-    pub p99_ms: u64,
-    pub max_ms: u64,
-    /// Devices that got none before the next kill or the end.
-    pub unserved: usize,
+pub struct Findings {
+    pub telemetry: Telemetry,
+    pub twins: Twins,
+    pub commands: Commands,
+    pub methods: Methods,
+    /// Commands, cancellations and calls that were under way when a node was killed.
+    pub under_way_at_kills: u64,
+    /// How far all groups' terms have grown together.
+    pub terms: u64,
+    pub failover: Failover,
 }
 
-impl Failover {
-    pub(super) fn measure(kills: &[Kill], histories: &[DeviceHistory]) -> Self {
-        let mut delays = Vec::new();
-        let mut unserved = 0;
-        for (index, kill) in kills.iter().enumerate() {
-            let until = kills.get(index + 1).map_or(u64::MAX, |next| next.at_ms);
-            for history in histories.iter().filter(|history| kill.shards.contains(&history.shard)) {
-                let sent_after =
-                    history.transmissions.iter().filter(|sent| sent.sent_ms >= kill.at_ms);
-                match sent_after
-                    .filter_map(|sent| sent.acked_ms)
-                    .min()
-                    .filter(|acked| *acked < until)
-                {
-                    Some(acked) => delays.push(acked - kill.at_ms),
-                    None => unserved += 1,
-                }
-            }
-        }
-        delays.sort_unstable();
-        let quantile = |q: usize| {
-            let index = (delays.len() * q).div_ceil(100).saturating_sub(1);
-            delays.get(index).copied().unwrap_or(0)
-        };
-        Self {
-            samples: delays.len(),
-            p50_ms: quantile(50),
-            p99_ms: quantile(99),
-            max_ms: quantile(100),
-            unserved,
-        }
+impl Findings {
+    fn violations(&self) -> impl Iterator<Item = &Violation> {
+        let Self { telemetry, twins, commands, methods, .. } = self;
+        let of_state = telemetry.violations.iter().chain(&twins.violations);
+        of_state.chain(&commands.violations).chain(&methods.violations)
+    }
+
+    /// What must have happened for the run to show anything.
+    fn needed(&self) -> [(&'static str, u64); 12] {
+        let Self { twins, commands, methods, .. } = self;
+        [
+            ("twin patch was acknowledged", twins.acknowledged),
+            ("command was accepted", commands.accepted),
+            ("command was sent again and recognized", commands.repeated),
+            ("command was delivered", commands.delivered),
+            ("command was delivered again", commands.redelivered),
+            ("command was completed", commands.completed),
+            ("command was cancelled before it was sent", commands.cancelled_unsent),
+            ("command was superseded", commands.superseded),
+            ("command expired", commands.expired),
+            ("method was answered", methods.answered),
+            ("call of a method stayed unknown", methods.unknown),
+            ("command or call was under way at a kill", self.under_way_at_kills),
+        ]
     }
 }
 
@@ -92,10 +88,7 @@ impl Report {
     pub(super) fn new(
         plan: &Plan,
         kills: &[Kill],
-        terms: u64,
-        telemetry: Telemetry,
-        twins: Twins,
-        failover: Failover,
+        findings: Findings,
         histories: &[DeviceHistory],
     ) -> Self {
         let kills_of_leaders = kills.iter().filter(|kill| !kill.shards.is_empty()).count();
@@ -105,20 +98,18 @@ impl Report {
                 history.complaints.iter().map(|text| format!("{}: {text}", history.device))
             })
             .collect();
+        let acknowledged = findings.telemetry.acknowledged;
         let mut vacuous = Vec::new();
         if kills_of_leaders == 0 {
             vacuous.push("no leader was killed".to_owned());
         }
-        if telemetry.acknowledged < plan.acknowledged_min {
+        if acknowledged < plan.acknowledged_min {
             vacuous
                 .push(format!("fewer than {} messages were acknowledged", plan.acknowledged_min));
         }
-        if twins.acknowledged == 0 {
-            vacuous.push("no twin patch was acknowledged".to_owned());
-        }
-        let is_broken = !telemetry.violations.is_empty()
-            || !twins.violations.is_empty()
-            || !complaints.is_empty();
+        let never = findings.needed().into_iter().filter(|(_, count)| *count == 0);
+        vacuous.extend(never.map(|(what, _)| format!("no {what}")));
+        let is_broken = findings.violations().next().is_some() || !complaints.is_empty();
         let verdict = match (is_broken, vacuous.is_empty()) {
             (true, _) => Verdict::Invalid,
             (false, true) => Verdict::Valid,
@@ -128,17 +119,14 @@ impl Report {
         Self {
             verdict,
             replay: format!("chaos kill --seed {} --seconds {seconds}", plan.seed),
-            devices: plan.devices,
+            devices: histories.len(),
             connections: histories.iter().map(|history| u64::from(history.connections)).sum(),
             kills_of_leaders,
             kills_of_followers: kills.len() - kills_of_leaders,
-            terms,
-            failover,
-            loss_bound: 3.0 / telemetry.acknowledged.max(1) as f64,
+            loss_bound: 3.0 / acknowledged.max(1) as f64,
             complaints,
             vacuous,
-            telemetry,
-            twins,
+            findings,
             kills: kills.to_vec(),
         }
     }
@@ -146,7 +134,41 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (telemetry, twins, failover) = (&self.telemetry, &self.twins, &self.failover);
+        writeln!(f, "{}", self.findings)?;
+        writeln!(
+            f,
+            "faults     {} kills of leaders, {} of followers; {} commands and calls were under way; terms grew by {}; {} \
+             devices connected {} times",
+            self.kills_of_leaders,
+            self.kills_of_followers,
+            self.findings.under_way_at_kills,
+            self.findings.terms,
+            self.devices,
+            self.connections
+        )?;
+        let failover = &self.findings.failover;
+        writeln!(
+            f,
+            "failover   p50 {} ms, p99 {} ms, max {} ms from kill to first acknowledgement ({} samples, {} unserved)",
+            failover.p50_ms, failover.p99_ms, failover.max_ms, failover.samples, failover.unserved
+        )?;
+        writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
+        for violation in self.findings.violations().take(SHOWN_MAX) {
+            writeln!(f, "BROKEN     {violation}")?;
+        }
+        for complaint in self.complaints.iter().take(SHOWN_MAX) {
+            writeln!(f, "BROKEN     {complaint}")?;
+        }
+        for reason in &self.vacuous {
+            writeln!(f, "VACUOUS    {reason}")?;
+        }
+        write!(f, "verdict    {:?}; again with: {}", self.verdict, self.replay)
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { telemetry, twins, commands, methods, .. } = self;
         let lost = telemetry.lost;
         writeln!(
             f,
@@ -168,67 +190,89 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "faults     {} kills of leaders, {} of followers; terms grew by {}; {} devices connected {} times",
-            self.kills_of_leaders,
-            self.kills_of_followers,
-            self.terms,
-            self.devices,
-            self.connections
+            "commands   {} accepted ({} found again by their ids, {} answers unknown), {} delivered, {} of them again; {} \
+             completed, {} cancelled ({} unsent), {} superseded, {} expired, {} dead",
+            commands.accepted,
+            commands.repeated,
+            commands.unknown,
+            commands.delivered,
+            commands.redelivered,
+            commands.completed,
+            commands.cancelled,
+            commands.cancelled_unsent,
+            commands.superseded,
+            commands.expired,
+            commands.dead
         )?;
-        writeln!(
+        write!(
             f,
-            "failover   p50 {} ms, p99 {} ms, max {} ms from kill to first acknowledgement ({} samples, {} unserved)",
-            failover.p50_ms, failover.p99_ms, failover.max_ms, failover.samples, failover.unserved
-        )?;
-        writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
-        let violations = telemetry.violations.iter().chain(&twins.violations);
-        for violation in violations.take(SHOWN_MAX) {
-            writeln!(f, "BROKEN     {violation}")?;
-        }
-        for complaint in self.complaints.iter().take(SHOWN_MAX) {
-            writeln!(f, "BROKEN     {complaint}")?;
-        }
-        for reason in &self.vacuous {
-            writeln!(f, "VACUOUS    {reason}")?;
-        }
-        write!(f, "verdict    {:?}; again with: {}", self.verdict, self.replay)
+            "methods    {} called, {} answered, {} not called, {} unknown ({} of them carried out)",
+            methods.called,
+            methods.answered,
+            methods.not_called,
+            methods.unknown,
+            methods.executed_unknown
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::history::Transmission;
 
-    fn device(shard: u32, times: &[(u64, Option<u64>)]) -> DeviceHistory {
-        let transmissions = times.iter().map(|(sent_ms, acked_ms)| Transmission {
-            sequence: 0,
-            connection: 1,
-            position: 0,
-            sent_ms: *sent_ms,
-            acked_ms: *acked_ms,
-        });
-        let transmissions = transmissions.collect();
-        DeviceHistory { shard, transmissions, ..DeviceHistory::default() }
+    /// Findings of a run in which each kind of thing has happened once.
+    fn busy() -> Findings {
+        Findings {
+            telemetry: Telemetry { acknowledged: u64::MAX, ..Telemetry::default() },
+            twins: Twins { acknowledged: 1, ..Twins::default() },
+            commands: Commands {
+                accepted: 1,
+                repeated: 1,
+                delivered: 1,
+                redelivered: 1,
+                completed: 1,
+                cancelled_unsent: 1,
+                superseded: 1,
+                expired: 1,
+                ..Commands::default()
+            },
+            methods: Methods { answered: 1, unknown: 1, ..Methods::default() },
+            under_way_at_kills: 1,
+            ..Findings::default()
+        }
     }
 
-    fn kill(at_ms: u64, shards: Vec<u32>) -> Kill {
-        Kill { at_ms, node: 1, shards, down_ms: 0, return_ms: 0 }
+    fn verdict(findings: Findings) -> Verdict {
+        let kill = Kill { at_ms: 0, node: 1, shards: vec![0], down_ms: 0, return_ms: 0 };
+        Report::new(&Plan::new(1, Duration::from_mins(1)), &[kill], findings, &[]).verdict
     }
 
     #[test]
-    fn failover_counts_from_the_kill_and_only_what_was_sent_after_it() {
-        let hit = device(0, &[(90, Some(110)), (120, Some(700)), (130, Some(650))]);
-        let spared = device(1, &[(100, Some(101))]);
-        let silent = device(0, &[(100, None)]);
-        let failover = Failover::measure(&[kill(100, vec![0])], &[hit, spared, silent]);
-        assert_eq!((failover.samples, failover.max_ms, failover.unserved), (1, 550, 1));
+    fn a_run_in_which_one_kind_of_thing_never_happened_proves_nothing() {
+        assert_eq!(verdict(busy()), Verdict::Valid);
+        let mut quiet = busy();
+        quiet.commands.expired = 0;
+        assert_eq!(verdict(quiet), Verdict::Vacuous);
+        let mut quiet = busy();
+        quiet.under_way_at_kills = 0;
+        assert_eq!(verdict(quiet), Verdict::Vacuous);
     }
 
     #[test]
-    fn an_acknowledgement_after_the_next_kill_does_not_count_for_the_first() {
-        let device = device(0, &[(100, Some(900))]);
-        let kills = [kill(100, vec![0]), kill(800, vec![])];
-        assert_eq!(Failover::measure(&kills, &[device]).unserved, 1);
+    fn a_violation_of_any_promise_makes_a_run_invalid() {
+        let broken = || vec![Violation::new("I-0", "a", "b")];
+        let breaks: [fn(&mut Findings) -> &mut Vec<Violation>; 4] = [
+            |findings| &mut findings.telemetry.violations,
+            |findings| &mut findings.twins.violations,
+            |findings| &mut findings.commands.violations,
+            |findings| &mut findings.methods.violations,
+        ];
+        for violations in breaks {
+            let mut findings = busy();
+            *violations(&mut findings) = broken();
+            assert_eq!(verdict(findings), Verdict::Invalid);
+        }
     }
 }

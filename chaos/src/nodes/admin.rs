@@ -82,7 +82,7 @@ impl Admin {
         Ok(Self { credential: token.parse()?, ..bootstrap })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", self.credential.clone());
         request.set_timeout(CALL_TIMEOUT);
@@ -90,7 +90,7 @@ impl Admin {
     }
 
     /// Asks each node in turn until one answers.
-    async fn anywhere<T>(
+    pub(super) async fn anywhere<T>(
         &self,
         mut call: impl AsyncFnMut(Channel) -> Result<T, tonic::Status>,
     ) -> anyhow::Result<T> {
@@ -200,6 +200,10 @@ impl Admin {
 
     pub fn node_count(&self) -> usize {
         self.nodes.len()
+    }
+
+    pub(super) fn node(&self, node: usize) -> Channel {
+        self.nodes[node].clone()
     }
 }
 

@@ -1,10 +1,11 @@
 //! A real cluster: `drover node` processes on loopback, started, killed and started again.
 //!
-//! [`authority`] makes the certificates, [`files`] the configuration, [`admin`] speaks to the API. What the cluster stores
-//! lives in a temporary folder that goes when the cluster goes.
+//! [`authority`] makes the certificates, [`files`] the configuration, [`admin`] speaks to the API, [`commands`] to devices
+//! through it. What the cluster stores lives in a temporary folder that goes when the cluster goes.
 
 pub mod admin;
 pub mod authority;
+pub mod commands;
 mod files;
 mod program;
 

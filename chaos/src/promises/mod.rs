@@ -6,6 +6,8 @@
 pub mod linearizable;
 pub mod p1_telemetry;
 pub mod p2_twin;
+pub mod p3_commands;
+pub mod p4_methods;
 pub mod twin_section;
 
 use serde::Serialize;
