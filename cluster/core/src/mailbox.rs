@@ -226,6 +226,10 @@ impl Command {
         matches!(self.state, State::Locked { .. })
     }
 
+    fn is_completed(&self) -> bool {
+        matches!(self.state, State::Ended { ending: Ending::Completed, .. })
+    }
+
     fn is_ready(&self, at: LogTime) -> bool {
         self.state == State::Queued && self.not_before.is_none_or(|time| time <= at)
     }
@@ -449,7 +453,8 @@ impl<'a> Mailbox<'a> {
         replaced.len() as u32
     }
 
-    /// Puts a command back to its place, if it may be delivered again and no newer one has its key.
+    /// Puts a command back to its place, if it may be delivered again and no newer one of its key waits or was carried out:
+    /// an old setting must not come behind a newer one.
     fn unlock(&mut self, sequence: CommandSequence) {
         let Some(command) = self.commands.get_mut(&sequence) else { return };
         if command.deliveries >= command.deliveries_max {
@@ -458,7 +463,8 @@ impl<'a> Mailbox<'a> {
         command.state = State::Queued;
         self.writes.touched.insert(sequence);
         let key = self.commands[&sequence].key.clone();
-        let newer = |other: &Command| other.is_waiting() && other.sequence > sequence;
+        let counts = |other: &Command| other.is_waiting() || other.is_completed();
+        let newer = |other: &Command| counts(other) && other.sequence > sequence;
         if key.is_some() && self.commands.values().any(|other| newer(other) && other.key == key) {
             self.end(sequence, Ending::Superseded);
         }
