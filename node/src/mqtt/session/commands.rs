@@ -1,7 +1,7 @@
 //! Commands on their way to the device: what waits to be sent, and what it has not acknowledged.
 //!
 //! Over one connection a command is published once, as MQTT 3.1.1 wants it; when the cluster locks it again because no
-//! PUBACK came in time, the first publication stands.
+//! PUBACK came in time, the first publication stands, and a PUBACK that comes late counts.
 
 use std::collections::VecDeque;
 
@@ -14,6 +14,9 @@ pub(super) struct Commands {
     waiting: VecDeque<Box<SentCommand>>,
     /// Published at quality 1, with their packet ids.
     open: Vec<(u16, CommandSequence)>,
+    /// The last that the device has dealt with. Their locks may have run out before the cluster heard of it, and what it
+    /// sent then is still on its way.
+    done: VecDeque<CommandSequence>,
 }
 
 /// More commands wait than the cluster has on their way to a connection.
@@ -23,7 +26,8 @@ pub(super) struct TooMany;
 impl Commands {
     pub(super) fn push(&mut self, sent: Box<SentCommand>) -> Result<(), TooMany> {
         let sequence = sent.command.sequence;
-        if self.open.iter().any(|(_, open)| *open == sequence) {
+        let is_open = self.open.iter().any(|(_, open)| *open == sequence);
+        if is_open || self.done.contains(&sequence) {
             return Ok(());
         }
         if let Some(same) = self.waiting.iter_mut().find(|w| w.command.sequence == sequence) {
@@ -48,7 +52,9 @@ impl Commands {
 
     /// It is not to be sent, or is sent at quality 0.
     pub(super) fn drop_next(&mut self) {
-        self.waiting.pop_front();
+        if let Some(sent) = self.waiting.pop_front() {
+            self.remember(sent.command.sequence);
+        }
     }
 
     /// It is sent with this packet id.
@@ -61,7 +67,17 @@ impl Commands {
     /// A PUBACK has come; the answer is the command that it is for.
     pub(super) fn acknowledge(&mut self, packet_id: u16) -> Option<CommandSequence> {
         let place = self.open.iter().position(|(open, _)| *open == packet_id)?;
-        Some(self.open.remove(place).1)
+        let (_, sequence) = self.open.remove(place);
+        self.remember(sequence);
+        Some(sequence)
+    }
+
+    /// No more than the cluster has on their way to a connection.
+    fn remember(&mut self, sequence: CommandSequence) {
+        if self.done.len() >= DELIVERY_WINDOW {
+            self.done.pop_front();
+        }
+        self.done.push_back(sequence);
     }
 
     /// The device does not listen any more. What it has may still be acknowledged.

@@ -856,6 +856,11 @@ fn a_command_is_published_once_over_a_connection() {
     assert!(device.replies().is_empty(), "its lock ran out, and the device has it");
     device.send(Packet::Puback(1));
     assert_eq!(device.request(), Some(completes(1)));
+    device.session.handle_delivery(Some(sent(1, 3, LATER_MS)));
+    assert!(device.replies().is_empty(), "it ran out once more before the completion was told");
+    device.answer(Outcome::Settled(Ok(())));
+    device.session.handle_delivery(Some(sent(1, 4, LATER_MS)));
+    assert!(device.replies().is_empty(), "this was on its way when the completion was told");
 }
 
 #[test]
