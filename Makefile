@@ -48,10 +48,13 @@ e2e: ## run the tests of whole processes: make e2e ARGS=failover
 sim: build ## run the simulation: make sim ARGS="--seeds 100"
 	$(CHAOS) sim $(ARGS)
 
-sim-mutants: build ## plant three mistakes, one after the other: the simulation must find each
+sim-mutants: build ## plant six mistakes, one after the other: the simulation must find each
 	$(CHAOS) sim --mutant ack-before-commit
 	$(CHAOS) sim --mutant no-epoch-check
 	$(CHAOS) sim --mutant applied-index-outside-batch
+	$(CHAOS) sim --mutant completed-again
+	$(CHAOS) sim --mutant superseded-stays
+	$(CHAOS) sim --mutant expires-twice
 
 chaos: build ## kill nodes of a real cluster and check the promises: make chaos ARGS="--minutes 10"
 	$(CHAOS) kill $(ARGS)

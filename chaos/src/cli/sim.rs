@@ -25,8 +25,7 @@ pub(super) struct Sim {
     /// How many seeds at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Plant a mistake that the simulation has to find: ack-before-commit, no-epoch-check or
-    /// applied-index-outside-batch.
+    /// Plant a mistake that the simulation has to find; a wrong name gets the list.
     #[arg(long)]
     mutant: Option<Mutation>,
     #[arg(long)]

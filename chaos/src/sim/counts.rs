@@ -76,6 +76,19 @@ counters! {
         takeovers,
         /// Take-overs while the former connection had a publish under way.
         takeovers_in_flight,
+        commands_accepted,
+        /// Sent again, and recognized by their ids.
+        commands_repeated,
+        commands_delivered,
+        /// Over another connection than before.
+        commands_redelivered,
+        commands_completed,
+        commands_rejected,
+        commands_cancelled,
+        /// Before they were ever sent.
+        commands_cancelled_unsent,
+        commands_superseded,
+        commands_expired,
         /// Snapshots that replicas took, because the entries that they lacked were gone.
         snapshots_taken,
     }
@@ -115,6 +128,10 @@ counters! {
         twin_operations,
         /// Delivered patches against the one before (I-14).
         deliveries,
+        /// Commands whose whole story was looked at (I-16 to I-20).
+        command_stories,
+        /// Deliveries against the ends, places and times of their commands (I-17 to I-20).
+        command_deliveries,
         /// States of replicas that had applied the same entry (I-15).
         equal_states,
         /// Accepted requests against connections that had replaced theirs (I-22).

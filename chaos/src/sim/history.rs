@@ -12,6 +12,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::counts::Counts;
+use super::mailboxes::Mailboxes;
 use crate::promises::Violation;
 use crate::promises::linearizable::Timed;
 use crate::promises::twin_section::{SectionOperation, SectionState};
@@ -92,6 +93,7 @@ pub(super) struct Inner {
     sequences: BTreeMap<String, u64>,
     /// Hash of the message at (shard, offset), as it was first read.
     offsets: BTreeMap<(u32, u64), u64>,
+    pub(super) mailboxes: Mailboxes,
     pub(super) counts: Counts,
     pub(super) violations: Vec<Violation>,
     /// Which nodes have done their final work.
@@ -120,6 +122,7 @@ impl History {
             numbers: BTreeMap::new(),
             sequences: BTreeMap::new(),
             offsets: BTreeMap::new(),
+            mailboxes: Mailboxes::default(),
             counts: Counts::default(),
             violations: Vec::new(),
             finished: BTreeMap::new(),

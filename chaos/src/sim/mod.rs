@@ -9,6 +9,7 @@ mod clock;
 mod counts;
 mod faults;
 mod history;
+mod mailboxes;
 mod network;
 mod node;
 mod observe;

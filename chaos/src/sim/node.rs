@@ -33,6 +33,8 @@ use crate::promises::Violation;
 const POLL: Duration = Duration::from_millis(50);
 /// A snapshot of a few hundred records fits into a deadline many times; what waits longer is lost.
 const DEADLINE: Duration = Duration::from_secs(4);
+/// Few enough to be full at times, and to be emptied within seconds.
+const MAILBOX_DEPTH: u32 = 20;
 
 /// A machine. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +105,10 @@ impl Machine {
         config.log_entries_kept = self.plan.log_entries_kept;
         config.retention = Retention { age_ms_max: None, bytes_max: None };
         config.limits.deadline = DEADLINE;
+        config.commands.limits.depth_max = MAILBOX_DEPTH;
+        config.commands.limits.lock_ms = self.plan.lock_ms;
+        // Whoever sends one again finds it, however late.
+        config.commands.limits.ended_max = 10_000;
         Cluster::start(config, Arc::new(self.disk.open()), peers, incoming).await
     }
 

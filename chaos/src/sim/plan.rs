@@ -10,6 +10,9 @@ use rand::{Rng, SeedableRng};
 /// Simulated time with faults. Most of what breaks breaks within seconds; more seeds find more than longer runs.
 const FAULTS_MS: u64 = 25_000;
 
+/// Longer than any run.
+const LOCK_MS_NEVER: u64 = 300_000;
+
 /// Replicas of each shard. A plan has at least so many nodes.
 pub(super) const REPLICATION_FACTOR: u8 = 3;
 
@@ -29,6 +32,8 @@ pub struct Plan {
     pub pause_ms_max: u64,
     /// By how much the wall clocks of nodes differ, at the most.
     pub skew_ms_max: u64,
+    /// How long a command stays locked for a connection that says nothing about it.
+    pub lock_ms: u64,
     pub faults: Vec<Fault>,
 }
 
@@ -85,7 +90,13 @@ impl Plan {
             pause_ms_max: [60, 200, 500][draw.random_range(0..3)],
             skew_ms_max: [0, 100, 3_600_000][draw.random_range(0..3)],
             faults,
+            lock_ms: [2_000, LOCK_MS_NEVER][draw.random_range(0..2)],
         }
+    }
+
+    /// Whether a lock can end before its connection does. By clocks that are far apart any time can pass at once.
+    pub fn locks_may_run_out(&self) -> bool {
+        self.lock_ms < LOCK_MS_NEVER || self.skew_ms_max > 1_000
     }
 }
 
@@ -112,5 +123,7 @@ mod tests {
         }
         assert!(plans.iter().any(|plan| plan.nodes == 5));
         assert!(plans.iter().any(|plan| plan.disk.failing_syncs_per_mille > 0));
+        assert!(plans.iter().any(Plan::locks_may_run_out));
+        assert!(plans.iter().any(|plan| !plan.locks_may_run_out()));
     }
 }

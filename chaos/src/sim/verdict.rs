@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use drover_cluster::actors::config::Commands;
 use drover_cluster::core::change::{Change, DeviceChange};
 use drover_cluster::core::document::{Object, Value};
 use drover_cluster::core::ids::{DeviceId, ShardCount, ShardId};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counts::Counts;
 use super::history::{AppendEnd, Inner, NEVER, Section};
+use super::mailboxes;
 use super::node::Machine;
 use super::observe::{self, Observer};
 use super::panics;
@@ -21,6 +23,7 @@ use crate::history::{DeviceHistory, StoredCopy, Transmission};
 use crate::promises::Violation;
 use crate::promises::linearizable::{Judgement, Timed, check};
 use crate::promises::p1_telemetry::{self, Streams};
+use crate::promises::p3_commands::{self, Terms};
 use crate::promises::twin_section::{SectionOperation, TwinSection, WriteAnswer};
 
 /// Events that are printed of whoever a violation is about.
@@ -72,6 +75,7 @@ pub(super) fn judge(evidence: Evidence<'_>, simulated_ms: u64) -> Verdict {
     problems.extend(check_fencing(history, &streams));
     let logged = logged(plan, observer);
     problems.extend(check_twins(history, logged.as_ref()));
+    problems.extend(check_commands(plan, history, machines, devices));
     problems.extend(panics::violations());
     let subject = problems.first().map(|first| first.subject.clone());
     let recent = subject.map_or_else(Vec::new, |subject| {
@@ -277,6 +281,38 @@ fn written(change: Change) -> Option<(String, Section, u64)> {
         | DeviceChange::Telemetry { .. } => return None,
     };
     Some((device.to_string(), section, number))
+}
+
+/// Everything about commands (I-16 to I-20), from what clients saw and what the disks say.
+fn check_commands(
+    plan: &Plan,
+    history: &mut Inner,
+    machines: &[Machine],
+    devices: &[DeviceId],
+) -> Vec<Violation> {
+    let ledgers = match mailboxes::ledgers(plan, machines, devices) {
+        Ok(ledgers) => ledgers,
+        Err(error) => {
+            return vec![Violation::new("I-34 readable", "the mailboxes", error.to_string())];
+        }
+    };
+    let terms = Terms { deliveries_max: Commands::default().limits.deliveries_max, skew_ms: 0 };
+    let found = p3_commands::check(&history.mailboxes.histories(), &ledgers, terms);
+    let Counts { operations, checks, .. } = &mut history.counts;
+    operations.commands_accepted = found.accepted;
+    operations.commands_repeated = found.repeated;
+    operations.commands_delivered = found.delivered;
+    operations.commands_redelivered = found.redelivered;
+    operations.commands_completed = found.completed;
+    operations.commands_rejected = found.rejected;
+    operations.commands_cancelled = found.cancelled;
+    operations.commands_cancelled_unsent = found.cancelled_unsent;
+    operations.commands_superseded = found.superseded;
+    operations.commands_expired = found.expired;
+    operations.unknown += found.unknown;
+    checks.command_stories = found.accepted;
+    checks.command_deliveries = found.delivered;
+    found.violations
 }
 
 fn check_twins(history: &mut Inner, logged: Option<&Logged>) -> Vec<Violation> {

@@ -18,6 +18,7 @@ use crate::ids::{
     CommandId, CommandSequence, DeliveryNumber, DeviceId, GenerationId, LogTime, NodeId,
     SessionEpoch,
 };
+use crate::mutants::{Mutation, is_planted};
 
 /// How many commands are on their way to a connection together. Beyond it they wait, so that a slow device cannot fill its
 /// connection's queue. It is a rule, not a setting: apply must decide alike on every replica.
@@ -330,6 +331,7 @@ impl<'a> Mailbox<'a> {
         }
         // If its lock has run out, the device has it all the same.
         match settlement {
+            Settlement::Complete if is_planted(Mutation::CompletedAgain) => self.unlock(sequence),
             Settlement::Complete => self.end(sequence, Ending::Completed),
             Settlement::Reject => self.end(sequence, Ending::Rejected),
             Settlement::Abandon => self.unlock(sequence),
@@ -443,6 +445,9 @@ impl<'a> Mailbox<'a> {
     /// Ends those of a key that wait and are not on their way.
     fn supersede(&mut self, key: Option<&str>) -> u32 {
         let Some(key) = key else { return 0 };
+        if is_planted(Mutation::SupersededStays) {
+            return 0;
+        }
         let replaced = |command: &Command| {
             command.state == State::Queued && command.key.as_deref() == Some(key)
         };
@@ -473,6 +478,10 @@ impl<'a> Mailbox<'a> {
     fn end(&mut self, sequence: CommandSequence, ending: Ending) {
         let Some(command) = self.commands.get_mut(&sequence) else { return };
         command.state = State::Ended { ending, at: self.at };
+        if ending == Ending::Expired && is_planted(Mutation::ExpiresTwice) {
+            command.state = State::Queued;
+            command.expires = self.at.plus_ms(1);
+        }
         self.head.waiting = self.head.waiting.saturating_sub(1);
         self.head.bytes = self.head.bytes.saturating_sub(command.bytes);
         self.head.ended = self.head.ended.saturating_add(1);

@@ -18,17 +18,32 @@ pub enum Mutation {
     NoEpochCheck,
     /// What was applied and how far are stored one after the other, not together (P2).
     AppliedIndexOutsideBatch,
+    /// A command that its device has completed waits again (P3).
+    CompletedAgain,
+    /// A newer command of a key leaves the older ones in the mailbox (P3).
+    SupersededStays,
+    /// A command that has expired expires again (P3).
+    ExpiresTwice,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 3] =
-        [Self::AcknowledgeBeforeCommit, Self::NoEpochCheck, Self::AppliedIndexOutsideBatch];
+    pub const ALL: [Self; 6] = [
+        Self::AcknowledgeBeforeCommit,
+        Self::NoEpochCheck,
+        Self::AppliedIndexOutsideBatch,
+        Self::CompletedAgain,
+        Self::SupersededStays,
+        Self::ExpiresTwice,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::AcknowledgeBeforeCommit => "ack-before-commit",
             Self::NoEpochCheck => "no-epoch-check",
             Self::AppliedIndexOutsideBatch => "applied-index-outside-batch",
+            Self::CompletedAgain => "completed-again",
+            Self::SupersededStays => "superseded-stays",
+            Self::ExpiresTwice => "expires-twice",
         }
     }
 }

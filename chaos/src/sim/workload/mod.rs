@@ -1,0 +1,94 @@
+//! What clients do at one node: connections of every device, and back ends.
+//!
+//! Every node opens connections of every device, so they take over from each other all the time. Some connections go on
+//! after they were told that they had been replaced, as a node that is cut off would: what they send must have no effect.
+//! At the end of a run the mailboxes are emptied, and each node writes to every device and reads everything.
+
+mod backends;
+mod commands;
+mod content;
+mod devices;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use drover_cluster::Cluster;
+use drover_cluster::core::ids::DeviceId;
+use futures::future::join_all;
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::sleep;
+
+use self::content::states;
+use super::history::{History, Phase, Section};
+use super::plan::{Plan, stream};
+use crate::promises::twin_section::WriteCondition;
+
+const BACK_ENDS: u64 = 2;
+const POLL: Duration = Duration::from_millis(20);
+
+/// The clients of one node, in one of its lives.
+pub(super) struct Workload {
+    pub(super) node: u32,
+    pub(super) cluster: Cluster,
+    pub(super) plan: Rc<Plan>,
+    pub(super) devices: Rc<Vec<DeviceId>>,
+    pub(super) history: History,
+}
+
+impl Workload {
+    pub(super) async fn run(self, life: u64) {
+        let draw = |client: u64| {
+            let number = (u64::from(self.node) << 48) | (life << 16) | client;
+            stream(self.plan.seed, "client", number)
+        };
+        let devices = (0..).zip(self.devices.iter());
+        let connections = devices.map(|(client, device)| self.connect_often(device, draw(client)));
+        let back_ends = (0..BACK_ENDS).map(|client| self.serve_often(draw(1000 + client)));
+        futures::future::join(join_all(connections), join_all(back_ends)).await;
+        while self.history.phase() < Phase::Final {
+            sleep(POLL).await;
+        }
+        self.finish().await;
+    }
+
+    fn is_working(&self) -> bool {
+        self.history.phase() == Phase::Load
+    }
+
+    async fn pause(&self, draw: &mut StdRng, times: u64) {
+        let pause_ms = draw.random_range(0..=self.plan.pause_ms_max * times);
+        sleep(Duration::from_millis(pause_ms)).await;
+    }
+
+    /// The first node empties the mailboxes. Then each writes to every device until it is accepted, and reads it. That it ends is checked from outside.
+    async fn finish(&self) {
+        if self.node == 1 {
+            join_all(self.devices.iter().map(|device| self.empty_mailbox(device))).await;
+        }
+        for device in self.devices.iter() {
+            while !self.write_desired(device, WriteCondition::None).await {
+                sleep(POLL).await;
+            }
+            while self.read_twin(device).await.is_none() {
+                sleep(POLL).await;
+            }
+        }
+        self.history.note(format_args!("node {} has finished", self.node));
+        self.history.lock().finished.insert(self.node, true);
+    }
+}
+
+/// Notes what a new device begins with.
+pub(super) async fn note_initial(cluster: &Cluster, device: &DeviceId, history: &History) {
+    loop {
+        if let Ok(twin) = cluster.twin(device).await {
+            let (desired, reported) = states(&twin);
+            let mut history = history.lock();
+            history.initial.insert((device.to_string(), Section::Desired), desired);
+            history.initial.insert((device.to_string(), Section::Reported), reported);
+            return;
+        }
+        sleep(POLL).await;
+    }
+}
