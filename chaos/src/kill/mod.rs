@@ -2,8 +2,8 @@
 //!
 //! [`plan`] draws a run from a seed, [`device`] is what each device does that only sends, [`talk`] is commands and methods
 //! ([`recipient`], [`backend`], [`caller`]), [`faults`] kills and restarts, [`readback`] reads what was kept, and [`report`]
-//! is the verdict. Processes on a real machine do not repeat themselves to the letter: the
-//! same seed gives the same timetable and the same devices, not the same interleaving.
+//! is the verdict. Processes on a real machine do not repeat themselves to the letter: the same seed gives the same
+//! timetable and the same devices, not the same interleaving.
 //!
 //! What it cannot show: a kernel keeps what a killed process has written, so a hub that never calls fsync would pass. The
 //! simulation takes that away too.

@@ -108,7 +108,7 @@ fn accepted_again(answer: &SendAnswer) -> SendAnswer {
             let at = at + 2;
             SendAnswer::Accepted { at, sequence, repeated, superseded, expires_ms, not_before_ms }
         }
-        other => other,
+        SendAnswer::Refused | SendAnswer::Unknown => *answer,
     }
 }
 
