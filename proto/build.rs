@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drover/record/v1/record.proto",
         "drover/cluster/v1/peer.proto",
         "drover/admin/v1/devices.proto",
+        "drover/admin/v1/modules.proto",
         "drover/admin/v1/authorities.proto",
         "drover/admin/v1/messages.proto",
         "drover/admin/v1/commands.proto",

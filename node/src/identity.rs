@@ -202,8 +202,8 @@ fn verify_own_key(
     if !signed {
         return Err(Denied::WrongSignature);
     }
-    // A device's own key speaks for this device and nothing above it.
-    if resource.is_device(device) { Ok(()) } else { Err(Denied::OtherResource) }
+    // A key speaks for its own device or module and for nothing above or below it.
+    if resource.is_exactly(device) { Ok(()) } else { Err(Denied::OtherResource) }
 }
 
 fn verify_on_behalf(
@@ -249,10 +249,14 @@ fn connectable(identity: Option<&Device>) -> Result<Etag, Denied> {
     }
 }
 
-/// A token for one device, made with one of its keys: what `drover devices sas-token` prints.
+/// A token for one device or module, made with one of its keys: what `drover devices sas-token` prints.
 pub fn device_token(host_name: &str, device: &DeviceId, key: &Key, expires_s: u64) -> String {
-    let id = token::percent_encode(device.as_str());
-    sign(&format!("{host_name}/devices/{id}"), key, None, expires_s)
+    let (device, module) = device.names();
+    let mut resource = format!("{host_name}/devices/{}", token::percent_encode(device));
+    if let Some(module) = module {
+        resource += &format!("/modules/{}", token::percent_encode(module));
+    }
+    sign(&resource, key, None, expires_s)
 }
 
 /// A token for the whole hub, made with a key of a policy.
@@ -290,6 +294,7 @@ mod tests {
             authentication,
             presence: Presence::default(),
             mailbox: drover_core::mailbox::Head::default(),
+            modules: BTreeSet::new(),
         }
     }
 
@@ -353,6 +358,27 @@ mod tests {
         assert_eq!(check(Some(&pump()), &token), Err(Denied::OtherResource));
         let token = sign("hub", &key(b'p'), None, NOW_S + 1);
         assert_eq!(check(Some(&pump()), &token), Err(Denied::OtherResource), "wider than the key");
+    }
+
+    #[test]
+    fn a_module_and_its_device_do_not_speak_for_each_other() {
+        let module = id("pump").module(&"ai".parse().expect("a legal id"));
+        // Even if both have the same keys.
+        let registered = Device { id: module.clone(), ..pump() };
+        let check = |id: &DeviceId, registered: &Device, token: &str| {
+            let (meta, host_names) = (meta(), hosts());
+            let registry =
+                Registry { identity: Some(registered), meta: Some(&meta), host_names: &host_names };
+            let presented = Presented { token: token.as_bytes(), certificates: &[] };
+            verify_device(id, registry, presented, NOW_S).map(|proof| proof.proven.device)
+        };
+        let of_module = device_token("hub", &module, &key(b'p'), NOW_S + 1);
+        let of_device = device_token("hub", &id("pump"), &key(b'p'), NOW_S + 1);
+        assert_eq!(check(&module, &registered, &of_module), Ok(module.clone()));
+        assert_eq!(check(&module, &registered, &of_device), Err(Denied::OtherResource));
+        assert_eq!(check(&id("pump"), &pump(), &of_module), Err(Denied::OtherResource));
+        let of_policy = sign("hub/devices/pump", &key(b'd'), Some("device"), NOW_S + 1);
+        assert_eq!(check(&module, &registered, &of_policy), Ok(module));
     }
 
     #[test]

@@ -120,7 +120,11 @@ impl BackEnd {
         let begun = self.clock.moment();
         let node = self.random.random_range(0..self.admin.node_count());
         let device_id = self.history.device.clone();
-        let request = CancelCommandRequest { device_id, message_id: command.clone() };
+        let request = CancelCommandRequest {
+            device_id,
+            message_id: command.clone(),
+            ..CancelCommandRequest::default()
+        };
         let answer = self.admin.cancel_command(node, request).await;
         let at = self.clock.moment();
         let answer = match answer {

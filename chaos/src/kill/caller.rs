@@ -57,6 +57,7 @@ impl Caller {
             payload: payload(&self.device, number),
             connect_timeout: waits.then_some(CONNECT_MAX),
             response_timeout: Some(RESPONSE_MAX),
+            ..InvokeMethodRequest::default()
         };
         let begun = self.clock.moment();
         let node = self.random.random_range(0..self.admin.node_count());

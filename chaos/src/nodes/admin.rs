@@ -123,7 +123,10 @@ impl Admin {
 
     pub async fn twin(&self, device_id: &str) -> anyhow::Result<Twin> {
         self.anywhere(async |node| {
-            let request = self.request(GetTwinRequest { device_id: device_id.to_owned() });
+            let request = self.request(GetTwinRequest {
+                device_id: device_id.to_owned(),
+                ..GetTwinRequest::default()
+            });
             Ok(TwinsClient::new(node).get_twin(request).await?.into_inner())
         })
         .await

@@ -110,6 +110,7 @@ impl Admin {
                 page_size: PAGE,
                 page_token: page_token.clone(),
                 with_bodies: false,
+                ..ListCommandsRequest::default()
             };
             let page = self
                 .anywhere(async |node| {

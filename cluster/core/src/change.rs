@@ -27,23 +27,23 @@ pub enum Change {
     Stream(StreamChange),
 }
 
-/// A change of one device.
+/// A change of one device, or of one module.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DeviceChange {
-    /// Register it, with an initial twin.
+    /// Register it, with an initial twin. A module takes the status of its device, not the given one.
     Create {
         generation: GenerationId,
         spec: DeviceSpec,
     },
     /// Replace what a back end may set of an identity. Absent fields stay. New keys or `Disabled` end the live
-    /// connection (the epoch rises).
+    /// connection (the epoch rises). A device's modules share its status.
     Update {
         if_match: Condition,
         status: Option<Status>,
         status_reason: Option<Option<String>>,
         authentication: Option<Authentication>,
     },
-    /// Remove it with its twin. Its messages stay in the stream until retention takes them.
+    /// Remove it with its twin and its modules. Its messages stay in the stream until retention takes them.
     Delete {
         if_match: Condition,
     },
@@ -252,6 +252,12 @@ pub enum Refusal {
     DeviceNotFound { device: DeviceId },
     #[error("a device with the id {device} is registered already: choose another id or update it")]
     DeviceAlreadyExists { device: DeviceId },
+    #[error("there is no module {module}: create it first, and its device before it")]
+    ModuleNotFound { module: DeviceId },
+    #[error("there is a module {module} already: choose another id or update it")]
+    ModuleAlreadyExists { module: DeviceId },
+    #[error("device {device} has {limit} modules already: delete one first")]
+    TooManyModules { device: DeviceId, limit: usize },
     #[error("device {device} is disabled: enable it first")]
     DeviceDisabled { device: DeviceId },
     #[error(
@@ -298,6 +304,16 @@ pub enum Refusal {
     CommandEnded { ending: Ending },
     #[error("the command was not sent over this connection, or has been sent again since")]
     CommandNotLocked,
+}
+
+impl Refusal {
+    /// There is no such device, or no such module.
+    pub fn not_found(id: &DeviceId) -> Self {
+        if id.is_module() {
+            return Self::ModuleNotFound { module: id.clone() };
+        }
+        Self::DeviceNotFound { device: id.clone() }
+    }
 }
 
 /// What apply asks the outside to do once the change is committed. Only the shard's leader performs effects, and

@@ -3,10 +3,11 @@
 //! What may change an identity, and whose changes it lets through. The order of these checks against a device's other
 //! records, and what is announced, is `shard`'s; commands stand in `mailbox`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::change::{Condition, DeviceSpec, Refusal, Sender};
-use crate::ids::{DeviceId, Etag, GenerationId, LogTime, SessionEpoch};
+use crate::ids::{DeviceId, Etag, GenerationId, LogTime, ModuleId, SessionEpoch};
 use crate::mailbox;
 pub use crate::presence::{Channel, Presence, Qos, Subscriptions};
 
@@ -53,12 +54,13 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A device's identity and presence: the small record that every change of the device reads.
+/// The identity and presence of a device or of a module: the small record that every change of it reads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Device {
     pub id: DeviceId,
     pub generation: GenerationId,
     pub etag: Etag,
+    /// That of a module is its device's: [`crate::module`] keeps it so.
     pub status: Status,
     pub status_reason: Option<String>,
     pub status_updated: LogTime,
@@ -66,6 +68,8 @@ pub struct Device {
     pub presence: Presence,
     /// What the mailbox holds; the commands have records of their own.
     pub mailbox: mailbox::Head,
+    /// The modules that the device has, each with records of its own. A module has none.
+    pub modules: BTreeSet<ModuleId>,
 }
 
 /// What a back end sets of an identity; what is absent stays.
@@ -104,6 +108,7 @@ impl Device {
             authentication: spec.authentication.clone(),
             presence: Presence { epoch: SessionEpoch::new(retired), ..Presence::default() },
             mailbox: mailbox::Head::default(),
+            modules: BTreeSet::new(),
         }
     }
 
@@ -129,7 +134,7 @@ impl Device {
     /// Whether a credential that was checked against the identity of this etag still counts (I-28).
     pub(crate) fn check_credentials(&self, credentials: Etag) -> Result<(), Refusal> {
         match self.status {
-            Status::Disabled => Err(Refusal::DeviceDisabled { device: self.id.clone() }),
+            Status::Disabled => Err(Refusal::DeviceDisabled { device: self.id.owner() }),
             Status::Enabled if credentials != self.etag => Err(Refusal::CredentialsChanged),
             Status::Enabled => Ok(()),
         }

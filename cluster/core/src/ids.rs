@@ -21,16 +21,57 @@ pub enum InvalidId {
     Character { character: char },
 }
 
-/// The longest device id, in characters (Azure IoT Hub, identity registry).
+/// The longest id of a device or of a module, in characters (Azure IoT Hub, identity registry).
 pub const DEVICE_ID_CHARACTERS_MAX: usize = 128;
 
-/// A device's id: 1 to 128 characters of ASCII letters, digits and `- : . + % _ # * ? ! ( ) , = @ ; $ '`, case-sensitive.
+/// Between a device's id and that of its module. No id contains it.
+const SEPARATOR: char = '/';
+
+/// Who connects, speaks and is spoken to: a device, or a module of one.
+///
+/// A device's id has 1 to 128 characters of ASCII letters, digits and `- : . + % _ # * ? ! ( ) , = @ ; $ '`,
+/// case-sensitive. A module is named by its device's id, a slash and its own id. Parsing gives devices only, so that nobody
+/// outside names a module by accident: a module is made by [`DeviceId::module`], and read back by [`DeviceId::from_key`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(Arc<str>);
 
 impl DeviceId {
+    /// Reads what [`DeviceId::as_str`] has written: for records and messages between nodes.
+    pub fn from_key(key: &str) -> Result<Self, InvalidId> {
+        match key.split_once(SEPARATOR) {
+            None => key.parse(),
+            Some((device, module)) => Ok(device.parse::<Self>()?.module(&module.parse()?)),
+        }
+    }
+
+    /// The key of all that is kept of it.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Names a module of this device.
+    pub fn module(&self, module: &ModuleId) -> Self {
+        Self(format!("{}{SEPARATOR}{module}", self.names().0).into())
+    }
+
+    /// The device's own id and, of a module, the module's.
+    pub fn names(&self) -> (&str, Option<&str>) {
+        match self.0.split_once(SEPARATOR) {
+            None => (&self.0, None),
+            Some((device, module)) => (device, Some(module)),
+        }
+    }
+
+    pub fn is_module(&self) -> bool {
+        self.0.contains(SEPARATOR)
+    }
+
+    /// The device itself, or the one whose module it is.
+    pub fn owner(&self) -> Self {
+        match self.names() {
+            (_, None) => self.clone(),
+            (device, Some(_)) => Self(device.into()),
+        }
     }
 }
 
@@ -39,6 +80,30 @@ impl FromStr for DeviceId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         check_id(text, DEVICE_ID_CHARACTERS_MAX).map(Self)
+    }
+}
+
+/// What a device calls one of its modules: an id by the rules of devices' ids.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleId(Arc<str>);
+
+impl ModuleId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ModuleId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        check_id(text, DEVICE_ID_CHARACTERS_MAX).map(Self)
+    }
+}
+
+impl fmt::Display for ModuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -125,10 +190,11 @@ impl ShardId {
     }
 
     /// The shard of a device: FNV-1a over the bytes of its id, finished with the mixer of `MurmurHash3`, because FNV-1a
-    /// alone spreads short, similar ids unevenly. It may never change: it says where stored data is.
+    /// alone spreads short, similar ids unevenly. It may never change: it says where stored data is. A module is with its
+    /// device, so that one entry can change both.
     pub fn of(device: &DeviceId, count: ShardCount) -> Self {
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        for byte in device.as_str().bytes() {
+        for byte in device.names().0.bytes() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -329,6 +395,32 @@ mod tests {
         assert_eq!("é".parse::<DeviceId>(), Err(InvalidId::Character { character: 'é' }));
         assert!("a".repeat(128).parse::<DeviceId>().is_ok());
         assert_eq!("a".repeat(129).parse::<DeviceId>(), Err(InvalidId::TooLong { length: 129 }));
+    }
+
+    #[test]
+    fn a_module_is_named_by_its_device_and_its_own_id() {
+        let device: DeviceId = "pump#1".parse().expect("a legal id");
+        let module = device.module(&"$ai".parse().expect("a legal id"));
+        assert_eq!(module.as_str(), "pump#1/$ai");
+        assert_eq!(module.names(), ("pump#1", Some("$ai")));
+        assert_eq!((module.is_module(), device.is_module()), (true, false));
+        assert_eq!((module.owner(), device.owner()), (device.clone(), device.clone()));
+        for id in [module, device] {
+            assert_eq!(DeviceId::from_key(id.as_str()), Ok(id));
+        }
+        for key in ["", "/", "d/", "/m", "d/m/x", "d/é"] {
+            assert!(DeviceId::from_key(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_module_is_in_the_shard_of_its_device() {
+        let count = ShardCount::new(4096).expect("a legal count");
+        for n in 0..100 {
+            let device: DeviceId = format!("d{n}").parse().expect("a legal id");
+            let module = device.module(&format!("m{n}").parse().expect("a legal id"));
+            assert_eq!(ShardId::of(&module, count), ShardId::of(&device, count));
+        }
     }
 
     /// The numbers were computed by another program from the description of the hash.

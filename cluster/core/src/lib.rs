@@ -14,6 +14,7 @@ pub mod mailbox;
 pub mod message;
 pub mod meta;
 pub mod method;
+pub mod module;
 #[doc(hidden)]
 pub mod mutants;
 pub mod placement;

@@ -39,6 +39,9 @@ pub enum Channel {
     DesiredPatches,
     /// Direct methods.
     Methods,
+    /// What other modules send to a module through an edge gateway. Nothing comes over it from a hub; SDKs subscribe to
+    /// it all the same.
+    Inputs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -22,8 +22,8 @@ use crate::ids::{
 use crate::mailbox::{
     Ack, Commands, DELIVERY_WINDOW, Expiry, Limits, NewCommand, Settlement, State,
 };
-use crate::shard::{Applied, Records, Stream, apply_device, apply_stream};
-use crate::testing::{key, patch, spec};
+use crate::shard::{Applied, Records, Stream, apply_stream};
+use crate::testing::{apply_all, key, patch, spec};
 use crate::twin::Twin;
 
 /// A replica's state, as its storage has it.
@@ -42,18 +42,19 @@ impl Replica {
             return Vec::new();
         }
         self.applied = index;
-        batch.changes.iter().map(|change| self.change(change, batch.at)).collect()
+        batch.changes.iter().map(|change| self.change(change, batch.at).0).collect()
     }
 
-    fn change(&mut self, change: &Change, at: LogTime) -> Applied {
+    /// The answer to the change itself, and to what follows from it.
+    fn change(&mut self, change: &Change, at: LogTime) -> (Applied, Vec<(DeviceId, Applied)>) {
         let first = self.stream.next;
-        let applied = match change {
+        let (applied, follows) = match change {
             Change::Device(device, change) => {
-                let records = self.records.entry(device.clone()).or_default();
-                records.commands.get_or_insert_default();
-                apply_device(records, &mut self.stream, device, change, at)
+                let mut all = apply_all(&mut self.records, &mut self.stream, device, change, at);
+                let (_, applied) = all.remove(0);
+                (applied, all)
             }
-            Change::Stream(change) => apply_stream(&mut self.stream, change),
+            Change::Stream(change) => (apply_stream(&mut self.stream, change), Vec::new()),
         };
         for (message, place) in applied.appended.iter().zip(0..) {
             self.messages.insert(first.plus(place), message.clone());
@@ -61,7 +62,7 @@ impl Replica {
         if let Some(first) = applied.retain_from {
             self.messages.retain(|offset, _| *offset >= first);
         }
-        applied
+        (applied, follows)
     }
 
     fn replay(&mut self, log: &[Batch]) {
@@ -77,7 +78,7 @@ fn small() -> impl Strategy<Value = u64> {
 }
 
 fn device_id() -> impl Strategy<Value = DeviceId> {
-    "[ab]".prop_map(|id| id.parse().expect("a legal id"))
+    "[ab](/[mn])?".prop_map(|id| DeviceId::from_key(&id).expect("a legal id"))
 }
 
 fn epoch() -> impl Strategy<Value = SessionEpoch> {
@@ -329,7 +330,7 @@ fn any_records() -> impl Strategy<Value = Records> {
             twin.version = Version::new(version);
             twin.desired.version = Version::new(desired);
             twin.reported.version = Version::new(reported);
-            Records { device: Some(device), twin: Some(twin), commands: None }
+            Records { device: Some(device), twin: Some(twin), commands: None, owner: None }
         },
     );
     prop_oneof![1 => Just(Records::default()), 4 => there]
@@ -502,7 +503,7 @@ proptest! {
         let id: DeviceId = "a".parse().expect("a legal id");
         let records = BTreeMap::from([(id, records)]);
         let mut replica = Replica { records, stream, ..Replica::default() };
-        let _answered: Outcome = replica.change(&change, LogTime::new(at)).outcome;
+        let _answered: Outcome = replica.change(&change, LogTime::new(at)).0.outcome;
     }
 
     #[test]
@@ -511,12 +512,17 @@ proptest! {
         for batch in &log {
             for change in &batch.changes {
                 let mut before = replica.clone();
-                let applied = replica.change(change, batch.at);
+                let (applied, follows) = replica.change(change, batch.at);
                 before.stream.at = replica.stream.at;
                 if let Change::Device(id, _) = change {
-                    let now = &replica.records[id];
                     let was = before.records.entry(id.clone()).or_default();
                     was.commands.get_or_insert_default();
+                    let owner = Some(id.owner()).filter(|_| applied.owner_touched);
+                    let touched: Vec<&DeviceId> = follows.iter().map(|(id, _)| id).chain(&owner).collect();
+                    for (other, now) in replica.records.iter().filter(|(other, _)| *other != id) {
+                        prop_assert!(touched.contains(&other) || before.records[other] == *now);
+                    }
+                    let (was, now) = (&before.records[id], &replica.records[id]);
                     prop_assert!(applied.mailbox.is_some() || was.commands == now.commands);
                     prop_assert!(applied.device_touched || was.device == now.device);
                     prop_assert!(applied.twin_touched || was.twin == now.twin);
@@ -524,6 +530,7 @@ proptest! {
                 if applied.outcome.is_err() {
                     prop_assert_eq!(&before, &replica);
                     prop_assert!(applied.effects.is_empty() && applied.appended.is_empty());
+                    prop_assert!(follows.is_empty() && !applied.owner_touched);
                 }
             }
         }
@@ -534,7 +541,7 @@ proptest! {
         let mut replica = Replica::default();
         let mut models: BTreeMap<DeviceId, TwinModel> = BTreeMap::new();
         for (batch, change) in log.iter().flat_map(|b| b.changes.iter().map(move |c| (b, c))) {
-            let applied = replica.change(change, batch.at);
+            let (applied, follows) = replica.change(change, batch.at);
             let Change::Device(id, change) = change else { continue };
             match (change, applied.outcome) {
                 (_, Err(_)) => {}
@@ -543,11 +550,14 @@ proptest! {
                 }
                 (DeviceChange::Delete { .. }, Ok(_)) => {
                     models.remove(id);
+                    models.retain(|other, _| other.owner() != *id);
                 }
                 (change, Ok(_)) => models.get_mut(id).expect("it was created").accept(change),
             }
-            let twin = replica.records[id].twin.as_ref();
-            prop_assert_eq!(twin.map(TwinModel::of), models.get(id).cloned());
+            for id in follows.iter().map(|(id, _)| id).chain([id]) {
+                let twin = replica.records[id].twin.as_ref();
+                prop_assert_eq!(twin.map(TwinModel::of), models.get(id).cloned());
+            }
         }
     }
 
@@ -557,7 +567,7 @@ proptest! {
         let mut live: BTreeMap<DeviceId, SessionEpoch> = BTreeMap::new();
         let mut newest: BTreeMap<DeviceId, SessionEpoch> = BTreeMap::new();
         for (batch, change) in log.iter().flat_map(|b| b.changes.iter().map(move |c| (b, c))) {
-            let applied = replica.change(change, batch.at);
+            let (applied, follows) = replica.change(change, batch.at);
             let Change::Device(id, change) = change else { continue };
             let was = live.get(id).copied();
             if let (Some(epoch), Ok(_)) = (speaks_as(change), &applied.outcome) {
@@ -566,10 +576,12 @@ proptest! {
             if let Ok(Done::Connected { epoch, .. }) = applied.outcome {
                 prop_assert!(newest.insert(id.clone(), epoch).is_none_or(|former| former < epoch));
             }
-            match live_after(was, &applied) {
-                Some(epoch) => live.insert(id.clone(), epoch),
-                None => live.remove(id),
-            };
+            for (id, applied) in [(id.clone(), applied)].into_iter().chain(follows) {
+                match live_after(live.get(&id).copied(), &applied) {
+                    Some(epoch) => live.insert(id, epoch),
+                    None => live.remove(&id),
+                };
+            }
         }
     }
 
@@ -580,10 +592,33 @@ proptest! {
         let Replica { records, stream, messages, .. } = replica;
         let offsets: Vec<u64> = messages.keys().map(|offset| offset.get()).collect();
         prop_assert_eq!(offsets, (stream.first.get()..stream.next.get()).collect::<Vec<_>>());
-        let devices: Vec<Device> = records.into_values().filter_map(|of| of.device).collect();
+        let identities = records.into_values().filter_map(|of| of.device);
+        let devices: Vec<Device> = identities.filter(|identity| !identity.id.is_module()).collect();
         prop_assert_eq!(stream.device_count, devices.len() as u64);
         let disabled = devices.iter().filter(|device| device.status == Status::Disabled).count();
         prop_assert_eq!(stream.disabled_count, disabled as u64);
+    }
+
+    #[test]
+    fn a_module_is_there_while_its_device_is_and_shares_its_status(log in log()) {
+        let mut replica = Replica::default();
+        for (batch, change) in log.iter().flat_map(|b| b.changes.iter().map(move |c| (b, c))) {
+            replica.change(change, batch.at);
+            let identities = || replica.records.values().filter_map(|of| of.device.as_ref());
+            let modules: Vec<&Device> = identities().filter(|one| one.id.is_module()).collect();
+            let mut listed = 0;
+            for device in identities() {
+                listed += device.modules.len();
+            }
+            prop_assert_eq!(listed, modules.len());
+            for module in modules {
+                let owner = replica.records[&module.id.owner()].device.as_ref();
+                let owner = owner.expect("its device is there");
+                prop_assert!(owner.modules.iter().any(|name| owner.id.module(name) == module.id));
+                prop_assert_eq!(owner.status, module.status);
+                prop_assert!(module.status == Status::Enabled || module.presence.live().is_none());
+            }
+        }
     }
 
     /// P3, as the log tells it: what is sent is locked, in order, alive and not expired; what has ended has ended once and
@@ -596,7 +631,7 @@ proptest! {
         replica.change(&Change::Device(id.clone(), create), LogTime::new(0));
         let mut ledger = Ledger::default();
         for (at, change) in log {
-            let applied = replica.change(&Change::Device(id.clone(), change.clone()), at);
+            let (applied, _) = replica.change(&Change::Device(id.clone(), change.clone()), at);
             let records = &replica.records[&id];
             let device = records.device.as_ref().expect("nobody deletes it");
             let commands = records.commands.as_ref().expect("they are loaded");

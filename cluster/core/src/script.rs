@@ -26,11 +26,12 @@ use crate::device::{Authentication, Channel, Device, Qos, Status};
 use crate::document::{Object, Value};
 use crate::feedback::FeedbackLog;
 use crate::ids::{
-    CommandSequence, DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version,
+    CommandSequence, DeviceId, Etag, GenerationId, LogTime, ModuleId, NodeId, Offset, SessionEpoch,
+    Version,
 };
 use crate::mailbox::{Ack, Command as Mail, Ending, Expiry, Limits, NewCommand, Settlement, State};
-use crate::shard::{Applied, Records, Stream, apply_device, apply_stream};
-use crate::testing::{key, object, spec};
+use crate::shard::{Applied, Records, Stream, apply_stream};
+use crate::testing::{apply_all, key, object, spec};
 
 #[test]
 fn the_scripts_answer_what_is_written_in_them() {
@@ -97,9 +98,14 @@ impl Shard {
             _ => {
                 let change = self.device_change(&command);
                 let id = command.device();
-                let records = self.devices.entry(id.clone()).or_default();
-                records.commands.get_or_insert_default();
-                command.trace(&apply_device(records, &mut self.stream, &id, &change, self.at))
+                let mut all = apply_all(&mut self.devices, &mut self.stream, &id, &change, self.at)
+                    .into_iter();
+                let (_, applied) = all.next().expect("the answer to the change itself");
+                let mut text = command.trace(&applied);
+                for (id, applied) in all {
+                    text += &trace(&format!("  {} {id}", command.verb), &applied);
+                }
+                text
             }
         }
     }
@@ -193,7 +199,7 @@ impl<'a> Command<'a> {
     }
 
     fn device(&self) -> DeviceId {
-        self.subject.parse().expect("a legal id")
+        DeviceId::from_key(self.subject).expect("a legal id")
     }
 
     fn condition(&self) -> Condition {
@@ -341,22 +347,26 @@ impl<'a> Command<'a> {
         }
     }
 
-    /// The outcome on a line of its own, then an effect a line.
     fn trace(&self, applied: &Applied) -> String {
-        let outcome = match &applied.outcome {
-            Ok(done) => show_done(done),
-            Err(refusal) => show_refusal(refusal),
-        };
-        let mut text = format!("{} {}: {outcome}\n", self.verb, self.subject);
-        for effect in &applied.effects {
-            writeln!(text, "  {}", show_effect(effect)).expect("memory does not fail");
-        }
-        for feedback in &applied.feedback {
-            let (command, ending) = (&feedback.command, feedback.ending);
-            writeln!(text, "  feedback {command} {ending}").expect("memory does not fail");
-        }
-        text
+        trace(&format!("{} {}", self.verb, self.subject), applied)
     }
+}
+
+/// The outcome on a line of its own, then an effect a line.
+fn trace(what: &str, applied: &Applied) -> String {
+    let outcome = match &applied.outcome {
+        Ok(done) => show_done(done),
+        Err(refusal) => show_refusal(refusal),
+    };
+    let mut text = format!("{what}: {outcome}\n");
+    for effect in &applied.effects {
+        writeln!(text, "  {}", show_effect(effect)).expect("memory does not fail");
+    }
+    for feedback in &applied.feedback {
+        let (command, ending) = (&feedback.command, feedback.ending);
+        writeln!(text, "  feedback {command} {ending}").expect("memory does not fail");
+    }
+    text
 }
 
 fn message(text: &str) -> Message {
@@ -464,7 +474,9 @@ fn show_device(device: &Device) -> String {
         Some(since) => format!("connected since {since}"),
         None => "not connected".to_owned(),
     };
-    format!("etag {}, {status}, epoch {}, {presence}", device.etag, device.presence.epoch)
+    let modules: Vec<&str> = device.modules.iter().map(ModuleId::as_str).collect();
+    let modules = if modules.is_empty() { String::new() } else { format!(", has {modules:?}") };
+    format!("etag {}, {status}, epoch {}, {presence}{modules}", device.etag, device.presence.epoch)
 }
 
 fn show_stream(stream: &Stream) -> String {

@@ -1,8 +1,9 @@
 //! Apply: how one change turns a shard's records into new ones, an outcome and effects.
 //!
-//! The shell loads what [`needs_twin`] and [`needs_commands`] name, calls [`apply_device`] or [`apply_stream`], and writes what was touched and
-//! the applied index in one batch. Whatever the input, apply answers; only a broken invariant of our own state panics,
-//! because a stopped replica can be repaired and one that has drifted cannot.
+//! The shell loads what [`needs_twin`], [`needs_commands`] and [`needs_owner`] name, calls [`apply_device`] or
+//! [`apply_stream`], does the same for what follows, and writes what was touched and the applied index in one batch.
+//! Whatever the input, apply answers; only a broken invariant of our own state panics, because a stopped replica can be
+//! repaired and one that has drifted cannot.
 
 use crate::change::{
     Condition, DeviceChange, DeviceSpec, Done, Effect, Event, Message, Outcome, Refusal,
@@ -13,10 +14,12 @@ use crate::document::Object;
 use crate::feedback::{Feedback, FeedbackLog};
 use crate::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version};
 use crate::mailbox::{self, Commands, Mailbox};
+use crate::module;
+pub use crate::module::needs_owner;
 pub use crate::stream::Stream;
 use crate::twin::Twin;
 
-/// The records of one device.
+/// The records of one device, or of one module.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Records {
     pub device: Option<Device>,
@@ -24,6 +27,8 @@ pub struct Records {
     pub twin: Option<Twin>,
     /// Loaded only for changes that need them.
     pub commands: Option<Commands>,
+    /// The device whose module this is. Loaded only for changes that need it, and the shell's to put back.
+    pub owner: Option<Device>,
 }
 
 /// What the change did, for the shell to carry out.
@@ -34,6 +39,9 @@ pub struct Applied {
     /// Whether the device record (twin record) differs from what was given: write it, or remove it if it is `None`.
     pub device_touched: bool,
     pub twin_touched: bool,
+    pub owner_touched: bool,
+    /// What becomes of other identities: to be applied next, in the same entry. Of their answers only the effects count.
+    pub follows: Vec<(DeviceId, DeviceChange)>,
     /// What to append to the stream, from the offset on that `Stream::next` had before the call.
     pub appended: Vec<Message>,
     /// Everything before this is to be removed from the stream and from the history.
@@ -57,6 +65,8 @@ impl Applied {
             effects: Vec::new(),
             device_touched: false,
             twin_touched: false,
+            owner_touched: false,
+            follows: Vec::new(),
             appended: Vec::new(),
             retain_from: None,
             mailbox: None,
@@ -272,7 +282,7 @@ fn report(
 }
 
 fn existing<'a>(device: &'a mut Option<Device>, id: &DeviceId) -> Result<&'a mut Device, Refusal> {
-    device.as_mut().ok_or_else(|| Refusal::DeviceNotFound { device: id.clone() })
+    device.as_mut().ok_or_else(|| Refusal::not_found(id))
 }
 
 fn twin_of_existing(twin: &mut Option<Twin>) -> &mut Twin {
@@ -289,20 +299,34 @@ fn create(
     at: LogTime,
 ) -> Result<Applied, Refusal> {
     if records.device.is_some() {
-        return Err(Refusal::DeviceAlreadyExists { device: id.clone() });
+        return Err(already_exists(id));
     }
+    let module = module::name(id);
+    let status = match module {
+        None => spec.status,
+        Some(_) => module::admit(records.owner.as_ref(), id)?,
+    };
     let etag = Etag::new(stream.retired).next();
     let twin = Twin::new(etag, &spec.tags, &spec.desired, at)?;
     let device = Device::new(id.clone(), generation, spec, stream.retired, at);
-    stream.device_count = stream.device_count.saturating_add(1);
-    stream.count_status(None, Some(device.status));
+    let device = Device { status, ..device };
+    stream.count_status(id, None, Some(status));
     records.twin = Some(twin);
     records.device = Some(device.clone());
+    if let (Some(owner), Some(module)) = (&mut records.owner, module) {
+        owner.modules.insert(module);
+    }
     let created = Effect::Notify(Event::Created { device: id.clone(), at });
-    Ok(Applied::accepted(Done::Device(Box::new(device)))
-        .touching_device()
-        .touching_twin()
-        .with([created]))
+    let applied = Applied::accepted(Done::Device(Box::new(device)));
+    let applied = applied.touching_device().touching_twin().with([created]);
+    Ok(Applied { owner_touched: id.is_module(), ..applied })
+}
+
+fn already_exists(id: &DeviceId) -> Refusal {
+    if id.is_module() {
+        return Refusal::ModuleAlreadyExists { module: id.clone() };
+    }
+    Refusal::DeviceAlreadyExists { device: id.clone() }
 }
 
 fn update_identity(
@@ -313,8 +337,11 @@ fn update_identity(
 ) -> Applied {
     let status = device.status;
     let revoked = device.update(update, at);
-    stream.count_status(Some(status), Some(device.status));
+    stream.count_status(&device.id, Some(status), Some(device.status));
     let applied = Applied::accepted(Done::Device(Box::new(device.clone()))).touching_device();
+    let has_changed = device.status != status;
+    let follows = if has_changed { module::updated_with(device) } else { Vec::new() };
+    let applied = Applied { follows, ..applied };
     match revoked {
         Revoked::No => applied,
         Revoked::Yes { former } => applied.with(ended(device, former, at)),
@@ -337,14 +364,20 @@ fn delete(
     let effects = ended(device, former, at).into_iter().chain([deleted]);
     let applied = Applied::accepted(Done::Deleted).touching_device().touching_twin().with(effects);
     let due_before = device.mailbox.due;
+    let follows = module::deleted_with(device);
+    if let (Some(owner), Some(module)) = (&mut records.owner, module::name(id)) {
+        owner.modules.remove(&module);
+    }
     // The mailbox goes without feedback, as at Azure IoT Hub.
     let mailbox = records.commands.take().map(|commands| mailbox::Writes {
         touched: commands.into_keys().collect(),
         due_before,
         ..mailbox::Writes::default()
     });
-    *records = Records::default();
-    Ok(Applied { mailbox, ..applied })
+    let owner = records.owner.take();
+    let owner_touched = owner.is_some();
+    *records = Records { owner, ..Records::default() };
+    Ok(Applied { mailbox, follows, owner_touched, ..applied })
 }
 
 /// What the outside is told when the right to speak of `former`, if anybody, has ended.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::change::{Done, Effect, Message, Refusal, StreamChange};
 use crate::device::{Device, Status};
 use crate::feedback::FeedbackLog;
-use crate::ids::{LogTime, Offset};
+use crate::ids::{DeviceId, LogTime, Offset};
 use crate::shard::Applied;
 use crate::twin::Twin;
 
@@ -27,6 +27,7 @@ pub struct Stream {
     pub cursors: BTreeMap<String, Offset>,
     /// The time of the newest entry. An entry with an earlier stamp is taken to have this one (I-40).
     pub at: LogTime,
+    /// Modules do not count as devices.
     pub device_count: u64,
     pub disabled_count: u64,
     /// At least every etag and epoch that a deleted device has had. New devices begin above it, so that nothing from
@@ -53,8 +54,18 @@ impl Stream {
         (count > 0).then_some(Effect::Appended { first, count })
     }
 
-    /// Keeps count of the disabled devices. `None` is a device that is not there (before, after).
-    pub(crate) fn count_status(&mut self, before: Option<Status>, after: Option<Status>) {
+    /// Keeps count of the devices, and of the disabled ones. `None` is a device that is not there (before, after).
+    pub(crate) fn count_status(
+        &mut self,
+        id: &DeviceId,
+        before: Option<Status>,
+        after: Option<Status>,
+    ) {
+        if id.is_module() {
+            return;
+        }
+        let (removed, added) = (u64::from(after.is_none()), u64::from(before.is_none()));
+        self.device_count = self.device_count.saturating_sub(removed).saturating_add(added);
         if before == Some(Status::Disabled) {
             self.disabled_count = self.disabled_count.saturating_sub(1);
         }
@@ -65,8 +76,7 @@ impl Stream {
 
     /// Notes that a device is no more.
     pub(crate) fn retire(&mut self, device: &Device, twin: &Twin) {
-        self.device_count = self.device_count.saturating_sub(1);
-        self.count_status(Some(device.status), None);
+        self.count_status(&device.id, Some(device.status), None);
         let had = [device.etag.get(), device.presence.epoch.get(), twin.etag.get()];
         self.retired = had.into_iter().fold(self.retired, u64::max);
     }

@@ -1,10 +1,40 @@
-//! What the tests of several files share: documents written as short text, and generators.
+//! What the tests of several files share: the shell around apply, documents written as short text, and generators.
+
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::change::DeviceSpec;
+use crate::change::{DeviceChange, DeviceSpec};
 use crate::device::{Authentication, Key, Status};
 use crate::document::{Object, Value};
+use crate::ids::{DeviceId, LogTime};
+use crate::shard::{Applied, Records, Stream, apply_device, needs_owner};
+
+/// Applies a change with all that follows from it, as the shell does. The first answer is that of the change itself.
+pub(crate) fn apply_all(
+    records: &mut BTreeMap<DeviceId, Records>,
+    stream: &mut Stream,
+    id: &DeviceId,
+    change: &DeviceChange,
+    at: LogTime,
+) -> Vec<(DeviceId, Applied)> {
+    let wanted = Some(id.owner()).filter(|_| needs_owner(id, change));
+    let owner = wanted.and_then(|owner| records.get(&owner)?.device.clone());
+    let of_it = records.entry(id.clone()).or_default();
+    of_it.commands.get_or_insert_default();
+    of_it.owner = owner;
+    let applied = apply_device(of_it, stream, id, change, at);
+    if let Some(owner) = of_it.owner.take().filter(|_| applied.owner_touched) {
+        let of_owner = records.entry(owner.id.clone()).or_default();
+        of_owner.device = Some(owner);
+    }
+    let follows = applied.follows.clone();
+    let mut all = vec![(id.clone(), applied)];
+    for (id, change) in follows {
+        all.extend(apply_all(records, stream, &id, &change, at));
+    }
+    all
+}
 
 /// Reads a document written as JSON without quotes: `{a:1,b:[x,0.5,null],c:{d:true}}`.
 pub(crate) fn object(text: &str) -> Object {

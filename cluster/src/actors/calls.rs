@@ -271,8 +271,7 @@ fn reach(device: &DeviceId, context: &DeviceContext, address: Address) -> Reach 
     let record = match state::device(&*context.storage, group, device) {
         Ok(Some(record)) => record,
         Ok(None) => {
-            let device = device.clone();
-            let refusal = drover_core::change::Refusal::DeviceNotFound { device };
+            let refusal = drover_core::change::Refusal::not_found(device);
             return Reach::Never(Failure::Refused(refusal));
         }
         Err(error) => return Reach::Never(Failure::GroupStopped { problem: error.to_string() }),

@@ -244,7 +244,7 @@ impl Cluster {
     /// Linearizable.
     pub async fn device(&self, device: &DeviceId) -> Result<Device, Error> {
         let found = self.read_device(device, true).await?;
-        found.ok_or_else(|| Refusal::DeviceNotFound { device: device.clone() }.into())
+        found.ok_or_else(|| Refusal::not_found(device).into())
     }
 
     async fn read_device(
@@ -291,6 +291,18 @@ impl Cluster {
             }
         }
         Ok(page)
+    }
+
+    /// All modules of a device (50 at most), in the order of their ids. Linearizable. A module is created, read, updated and
+    /// deleted as a device is, under the id that names it.
+    pub async fn modules(&self, device: &DeviceId) -> Result<Vec<Device>, Error> {
+        let shard = self.shard_of(device)?;
+        let Answer::Devices { devices, .. } =
+            self.read(shard, Request::Modules(device.clone())).await?
+        else {
+            return Err(unexpected(shard));
+        };
+        Ok(devices)
     }
 
     pub async fn update_device(

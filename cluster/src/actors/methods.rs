@@ -88,6 +88,7 @@ pub(super) async fn report(
         | Request::Device { .. }
         | Request::Twin(_)
         | Request::Devices { .. }
+        | Request::Modules(_)
         | Request::Stream { .. }
         | Request::OffsetAt(_)
         | Request::History { .. }

@@ -142,9 +142,8 @@ pub(super) fn unreadable(group: &Group, error: storage::Error) -> Failure {
 fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, storage::Error> {
     let group = GroupId::Shard(shard);
     let store = &*shared.storage;
-    let not_found = |device: &DeviceId| {
-        Failure::Refused(drover_core::change::Refusal::DeviceNotFound { device: device.clone() })
-    };
+    let not_found =
+        |device: &DeviceId| Failure::Refused(drover_core::change::Refusal::not_found(device));
     Ok(Ok(match request {
         Request::Device { device, .. } => {
             Answer::Device(state::device(store, group, device)?.map(Box::new))
@@ -160,6 +159,12 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
             let more = devices.len() > limit;
             devices.truncate(limit);
             Answer::Devices { devices, more }
+        }
+        Request::Modules(device) => {
+            if state::device(store, group, device)?.is_none() {
+                return Ok(Err(not_found(device)));
+            }
+            Answer::Devices { devices: state::modules(store, group, device)?, more: false }
         }
         Request::OffsetAt(at) => Answer::Offset(stream::offset_at(store, shard, *at)?),
         Request::History { device, from, until, after, limit } => {

@@ -9,8 +9,8 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use drover_core::change::{Batch, Change, Effect, Outcome};
-use drover_core::ids::{GroupId, LogTime, Offset};
+use drover_core::change::{Batch, Change, DeviceChange, Effect, Outcome};
+use drover_core::ids::{DeviceId, GroupId, LogTime, Offset};
 use drover_core::meta::{self, Meta};
 use drover_core::mutants::{Mutation, is_planted};
 use drover_core::shard::{Applied, apply_device, apply_stream};
@@ -155,35 +155,52 @@ impl StateMachine {
         change: Change,
         at: LogTime,
     ) -> Result<(Outcome, Vec<Effect>), Error> {
-        let (id, change) = match change {
-            Change::Stream(change) => {
-                let Applied { outcome, effects, retain_from, retain_feedback_from, .. } =
-                    apply_stream(&mut self.stream, &change);
-                if let Some(before) = retain_from {
-                    self.drop_before(before)?;
-                }
-                if let Some(before) = retain_feedback_from {
-                    self.writes.push(mail::drop_feedback(self.group, before));
-                }
-                return Ok((outcome, effects));
-            }
-            Change::Device(id, change) => (id, change),
+        let change = match change {
+            Change::Device(id, change) => return self.apply_device(chunk, &id, &change, at),
+            Change::Stream(change) => change,
         };
-        let loaded = self.records.load(&id, &change)?;
+        let Applied { outcome, effects, retain_from, retain_feedback_from, .. } =
+            apply_stream(&mut self.stream, &change);
+        if let Some(before) = retain_from {
+            self.drop_before(before)?;
+        }
+        if let Some(before) = retain_feedback_from {
+            self.writes.push(mail::drop_feedback(self.group, before));
+        }
+        Ok((outcome, effects))
+    }
+
+    /// Applies a change of one identity, and what follows from it for others.
+    fn apply_device(
+        &mut self,
+        chunk: &mut ChunkBuilder,
+        id: &DeviceId,
+        change: &DeviceChange,
+        at: LogTime,
+    ) -> Result<(Outcome, Vec<Effect>), Error> {
+        let loaded = self.records.load(id, change)?;
         let feedback_from = self.stream.feedback.next;
-        let origin = loaded.records.device.as_ref().map(|device| Origin::new(device, &change));
-        let applied = apply_device(&mut loaded.records, &mut self.stream, &id, &change, at);
+        let origin = loaded.records.device.as_ref().map(|device| Origin::new(device, change));
+        let applied = apply_device(&mut loaded.records, &mut self.stream, id, change, at);
         loaded.device_changed |= applied.device_touched;
         loaded.twin_changed |= applied.twin_touched;
+        let owner = loaded.records.owner.take().filter(|_| applied.owner_touched);
         if let Some(mailbox) = applied.mailbox {
             let commands = loaded.records.commands.as_ref();
-            mail::write(self.group, &id, commands, mailbox, &mut self.writes);
+            mail::write(self.group, id, commands, mailbox, &mut self.writes);
         }
         mail::write_feedback(self.group, feedback_from, &applied.feedback, &mut self.writes);
         if let (Some(origin), false) = (origin, applied.appended.is_empty()) {
-            chunk.add(&id, origin, applied.appended);
+            chunk.add(id, origin, applied.appended);
         }
-        Ok((applied.outcome, applied.effects))
+        if let Some(owner) = owner {
+            self.records.put_owner(owner)?;
+        }
+        let mut effects = applied.effects;
+        for (id, change) in applied.follows {
+            effects.extend(self.apply_device(chunk, &id, &change, at)?.1);
+        }
+        Ok((applied.outcome, effects))
     }
 
     /// Drops whole chunks from the front of the stream, with their places in the history.

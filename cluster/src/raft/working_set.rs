@@ -8,15 +8,18 @@ use std::mem;
 use std::sync::Arc;
 
 use drover_core::change::DeviceChange;
+use drover_core::device::Device;
 use drover_core::ids::{DeviceId, GroupId};
 use drover_core::mailbox::Commands;
-use drover_core::shard::{Records, needs_commands, needs_twin};
+use drover_core::shard::{Records, needs_commands, needs_owner, needs_twin};
 
 use crate::storage::{Error, Storage, Table, Write, keys, mailbox, state};
 use crate::wire::record;
 
 /// How much the cache of one group keeps, in bytes of encoded records. An active device needs about 200.
 const CACHE_BYTES_MAX: usize = 512 * 1024;
+
+const FETCHED: &str = "it was there or has just been put there";
 
 /// About what a command without its body holds in memory.
 const COMMAND_BYTES: usize = 320;
@@ -51,14 +54,14 @@ impl WorkingSet {
         id: &DeviceId,
         change: &DeviceChange,
     ) -> Result<&mut Loaded, Error> {
-        if !self.touched.contains_key(id) {
-            let loaded = match self.cache.take(id) {
-                Some(loaded) => loaded,
-                None => self.read_device(id)?,
-            };
-            self.touched.insert(id.clone(), loaded);
-        }
-        let loaded = self.touched.get_mut(id).expect("it was there or has just been put there");
+        let owner = if needs_owner(id, change) {
+            self.loaded(&id.owner())?.records.device.clone()
+        } else {
+            None
+        };
+        self.fetch(id)?;
+        let loaded = self.touched.get_mut(id).expect(FETCHED);
+        loaded.records.owner = owner;
         if needs_twin(change) && !loaded.has_twin {
             loaded.records.twin = state::twin(&*self.storage, self.group, id)?;
             loaded.has_twin = true;
@@ -74,6 +77,31 @@ impl WorkingSet {
             });
         }
         Ok(loaded)
+    }
+
+    /// Puts back what a module's change has made of its device.
+    pub(super) fn put_owner(&mut self, owner: Device) -> Result<(), Error> {
+        let loaded = self.loaded(&owner.id)?;
+        loaded.records.device = Some(owner);
+        loaded.device_changed = true;
+        Ok(())
+    }
+
+    /// The records of a device, as far as they have been needed until now.
+    fn loaded(&mut self, id: &DeviceId) -> Result<&mut Loaded, Error> {
+        self.fetch(id)?;
+        Ok(self.touched.get_mut(id).expect(FETCHED))
+    }
+
+    fn fetch(&mut self, id: &DeviceId) -> Result<(), Error> {
+        if !self.touched.contains_key(id) {
+            let loaded = match self.cache.take(id) {
+                Some(loaded) => loaded,
+                None => self.read_device(id)?,
+            };
+            self.touched.insert(id.clone(), loaded);
+        }
+        Ok(())
     }
 
     fn read_device(&self, id: &DeviceId) -> Result<Loaded, Error> {

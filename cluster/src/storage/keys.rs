@@ -5,8 +5,8 @@
 //! | `Group` | `0x00` | `record.v1.Applied` |
 //! | `Group` | `0x01` | `record.v1.Stream` (shards) |
 //! | `Group` | `0x02` | `record.v1.Meta` (the meta group) |
-//! | `Device` | device id | `record.v1.Device` |
-//! | `Twin` | device id | `record.v1.Twin` |
+//! | `Device` | device id; `0x7f`, key of a module | `record.v1.Device` |
+//! | `Twin` | as in `Device` | `record.v1.Twin` |
 //! | `Stream` | first offset of the chunk | `record.v1.Chunk` |
 //! | `History` | device id, `0x00`, time, first offset of the run | `record.v1.HistoryRun` |
 //! | `Mailbox` | `0x00`, time, device id | empty: the mailbox is due then |
@@ -15,7 +15,9 @@
 //! | `Mailbox` | `0x02`, device id, `0x00`, `0x01`, sequence | `record.v1.Message`: the body of a command that waits |
 //!
 //! Numbers are big-endian, so that keys sort as the numbers do. No device id contains a zero byte, so the keys of a
-//! device never mix with those of one whose id begins with its own.
+//! device never mix with those of one whose id begins with its own. Where only "device id" is said, a module has its own
+//! key in that place: device id, `/`, module id. In `Device` and `Twin` all modules stand after all devices, so that
+//! reading devices never meets a module: no id begins with `0x7f`.
 
 use std::ops::Range;
 
@@ -44,9 +46,20 @@ pub fn meta(group: GroupId) -> Vec<u8> {
     with(group, &[&[2]])
 }
 
+/// Before the keys of modules in `Table::Device` and in `Table::Twin`: greater than any character of an id.
+const MODULES: u8 = 0x7f;
+
 /// In `Table::Device` and in `Table::Twin`.
 pub fn device(group: GroupId, device: &DeviceId) -> Vec<u8> {
-    with(group, &[device.as_str().as_bytes()])
+    let key = device.as_str().as_bytes();
+    if device.is_module() { with(group, &[&[MODULES], key]) } else { with(group, &[key]) }
+}
+
+/// The keys of all modules of a device.
+pub fn modules(group: GroupId, device: &DeviceId) -> Range<Vec<u8>> {
+    let id = device.as_str().as_bytes();
+    // The character after the slash that stands between the two ids.
+    with(group, &[&[MODULES], id, b"/"])..with(group, &[&[MODULES], id, b"0"])
 }
 
 /// The keys of all devices whose ids sort after `after`.
@@ -55,7 +68,7 @@ pub fn devices_after(group: GroupId, after: Option<&DeviceId>) -> Range<Vec<u8>>
         Some(after) => with(group, &[after.as_str().as_bytes(), &[0]]),
         None => prefix(group).to_vec(),
     };
-    start..all(group).end
+    start..with(group, &[&[MODULES]])
 }
 
 pub fn chunk(group: GroupId, first: Offset) -> Vec<u8> {
@@ -104,7 +117,7 @@ pub fn all_due(group: GroupId) -> Range<Vec<u8>> {
 /// When which mailbox is due, from the key.
 pub fn due_place(key: &[u8]) -> Option<(LogTime, DeviceId)> {
     let (at, device) = key.get(5..)?.split_first_chunk::<8>()?;
-    let device = std::str::from_utf8(device).ok()?.parse().ok()?;
+    let device = DeviceId::from_key(std::str::from_utf8(device).ok()?).ok()?;
     Some((LogTime::new(u64::from_be_bytes(*at)), device))
 }
 
@@ -194,6 +207,22 @@ mod tests {
     }
 
     #[test]
+    fn modules_stand_together_and_after_all_devices() {
+        let group = shard(3);
+        let module = |text: &str| device(group, &DeviceId::from_key(text).expect("a legal key"));
+        let range = modules(group, &id("pump"));
+        for own in ["pump/!", "pump/a", "pump/zz"] {
+            assert!(range.contains(&module(own)), "{own}");
+        }
+        for other in ["pump-1/a", "pum/a", "pump0/a", "pump.1/a"] {
+            assert!(!range.contains(&module(other)), "{other}");
+        }
+        assert!(!devices_after(group, None).contains(&module("a/a")));
+        assert!(devices_after(group, None).contains(&device(group, &id("zzz"))));
+        assert!(all(group).contains(&module("zzz/zzz")));
+    }
+
+    #[test]
     fn places_are_read_back_from_keys() {
         let group = shard(1);
         let (at, first) = (LogTime::new(5), Offset::new(9));
@@ -215,10 +244,12 @@ mod tests {
 
     #[test]
     fn what_is_due_first_stands_first() {
+        let module = id("d").module(&"m".parse().expect("a legal id"));
         let group = shard(1);
         let [early, late] = [255, 256].map(LogTime::new);
         assert!(due(group, early, &id("z")) < due(group, late, &id("a")));
         assert_eq!(due_place(&due(group, late, &id("a"))), Some((late, id("a"))));
+        assert_eq!(due_place(&due(group, late, &module)), Some((late, module)));
         assert!(all_due(group).contains(&due(group, LogTime::new(u64::MAX), &id("zz"))));
         assert!(!all_due(group).contains(&feedback(group, Offset::new(0))));
         assert_eq!(feedback_offset(&feedback(group, Offset::new(7))), Some(Offset::new(7)));

@@ -3,10 +3,13 @@
 //! A record that cannot be decoded is corruption, not absence. Whether the reader is the leader, and whether it has
 //! caught up, is the caller's to know.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use drover_core::device::Device;
 use drover_core::ids::{DeviceId, GroupId};
 use drover_core::meta::Meta;
+use drover_core::module::MODULES_MAX;
 use drover_core::stream::Stream;
 use drover_core::twin::Twin;
 
@@ -41,7 +44,23 @@ pub fn devices(
     after: Option<&DeviceId>,
     limit: usize,
 ) -> Result<Vec<Device>, Error> {
-    let range = keys::devices_after(group, after);
+    identities(storage, keys::devices_after(group, after), limit)
+}
+
+/// The modules of a device in the order of their ids.
+pub fn modules(
+    storage: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+) -> Result<Vec<Device>, Error> {
+    identities(storage, keys::modules(group, device), MODULES_MAX)
+}
+
+fn identities(
+    storage: &dyn Storage,
+    range: Range<Vec<u8>>,
+    limit: usize,
+) -> Result<Vec<Device>, Error> {
     let limit = ScanLimit { records: limit, bytes: PAGE_BYTES_MAX };
     let records = storage.scan(Table::Device, range, Order::Ascending, limit)?;
     let device = |(_, record)| decoded("a device", wire::record::device_from_bytes(record));

@@ -80,7 +80,7 @@ pub fn decode_delivery(deliver: proto::Deliver) -> Option<(DeviceId, SessionEpoc
             payload: call.payload,
         }),
     };
-    Some((deliver.device.parse().ok()?, SessionEpoch::new(deliver.epoch), delivery))
+    Some((DeviceId::from_key(&deliver.device).ok()?, SessionEpoch::new(deliver.epoch), delivery))
 }
 
 pub fn encode_announce(sessions: &[HeldSession]) -> proto::Announce {
@@ -110,7 +110,7 @@ fn of_session(session: &HeldSession) -> proto::AnnouncedSession {
 
 fn session(session: proto::AnnouncedSession) -> Option<HeldSession> {
     Some(HeldSession {
-        device: session.device.parse().ok()?,
+        device: DeviceId::from_key(&session.device).ok()?,
         epoch: SessionEpoch::new(session.epoch),
         desired: session.desired_sent.map(Version::new),
         commands: DeliveryNumber::new(session.commands_sent),

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use drover_core::change::{Event, Message};
-use drover_core::ids::{GenerationId, LogTime, Offset, SessionEpoch, ShardCount, ShardId, Version};
+use drover_core::ids::{
+    DeviceId, GenerationId, LogTime, Offset, SessionEpoch, ShardCount, ShardId, Version,
+};
 use drover_core::message::{Live, StoredMessage};
 use drover_proto::cluster as proto;
 use prost::Message as _;
@@ -57,7 +59,7 @@ pub(super) fn stored_message(message: proto::StreamMessage) -> Option<StoredMess
         shard: ShardId::new(message.shard, ShardCount::new(ShardCount::MAX)?)?,
         offset: Offset::new(message.offset),
         at: LogTime::new(message.at_ms),
-        device: message.device.parse().ok()?,
+        device: DeviceId::from_key(&message.device).ok()?,
         generation: GenerationId::new(message.generation),
         epoch: (message.epoch > 0).then_some(SessionEpoch::new(message.epoch)),
         authentication: match message.authentication.as_str() {
@@ -87,7 +89,7 @@ fn of_event(event: &Event) -> proto::DeviceEvent {
 }
 
 fn event(event: proto::DeviceEvent) -> Option<Event> {
-    let device = event.device.parse().ok()?;
+    let device = DeviceId::from_key(&event.device).ok()?;
     let at = LogTime::new(event.at_ms);
     let epoch = SessionEpoch::new(event.number);
     Some(match event.kind.as_str() {
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn live_events_arrive_as_they_were_sent() {
-        let device: drover_core::ids::DeviceId = "pump-7".parse().expect("a legal id");
+        let device: DeviceId = "pump-7".parse().expect("a legal id");
         let at = LogTime::new(5);
         let message = StoredMessage {
             shard: ShardId::of(&device, ShardCount::new(16).expect("legal")),

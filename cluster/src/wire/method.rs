@@ -39,7 +39,7 @@ pub(super) fn of_invoke(invoke: &Invoke) -> proto::InvokeMethod {
 
 pub(super) fn invoke(invoke: proto::InvokeMethod) -> Option<Invoke> {
     Some(Invoke {
-        device: invoke.device.parse().ok()?,
+        device: DeviceId::from_key(&invoke.device).ok()?,
         name: invoke.name.parse().ok()?,
         payload: invoke.payload,
         connect_ms: invoke.connect_ms,
@@ -63,7 +63,7 @@ pub(super) fn of_reported(reported: &Reported) -> proto::ReportCall {
 
 pub(super) fn reported(reported: proto::ReportCall) -> Option<Reported> {
     Some(Reported {
-        device: reported.device.parse().ok()?,
+        device: DeviceId::from_key(&reported.device).ok()?,
         epoch: SessionEpoch::new(reported.epoch),
         call: CallId::new(reported.call),
         report: match reported.report? {

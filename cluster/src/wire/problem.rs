@@ -95,6 +95,11 @@ fn of_refusal(refusal: Refusal) -> proto::Problem {
         Refusal::DeviceNotFound { device } => of_device("device_not_found", &device),
         Refusal::DeviceAlreadyExists { device } => of_device("device_already_exists", &device),
         Refusal::DeviceDisabled { device } => of_device("device_disabled", &device),
+        Refusal::ModuleNotFound { module } => of_device("module_not_found", &module),
+        Refusal::ModuleAlreadyExists { module } => of_device("module_already_exists", &module),
+        Refusal::TooManyModules { device, limit } => {
+            proto::Problem { number: Some(limit as u64), ..of_device("too_many_modules", &device) }
+        }
         Refusal::EtagMismatch { current } => {
             proto::Problem { number: Some(current.get()), ..of("etag_mismatch") }
         }
@@ -198,7 +203,7 @@ fn failure(problem: &proto::Problem) -> Option<Failure> {
         "invalid" => Failure::Invalid { field: name(), problem: text() },
         "not_leader" => Failure::NotLeader { leader: problem.number.map(NodeId::from_u64) },
         "busy" => Failure::Busy { what: name() },
-        "restarted" => Failure::Restarted { device: problem.device.parse().ok()? },
+        "restarted" => Failure::Restarted { device: DeviceId::from_key(&problem.device).ok()? },
         "disk_full" => Failure::DiskFull { node: name(), free_bytes: problem.number? },
         "stopping" => Failure::Stopping,
         "group_stopped" => Failure::GroupStopped { problem: text() },
@@ -210,11 +215,17 @@ fn failure(problem: &proto::Problem) -> Option<Failure> {
 }
 
 fn refusal(problem: &proto::Problem) -> Option<Refusal> {
-    let device = || problem.device.parse().ok();
+    let device = || DeviceId::from_key(&problem.device).ok();
     Some(match problem.kind.as_str() {
         "device_not_found" => Refusal::DeviceNotFound { device: device()? },
         "device_already_exists" => Refusal::DeviceAlreadyExists { device: device()? },
         "device_disabled" => Refusal::DeviceDisabled { device: device()? },
+        "module_not_found" => Refusal::ModuleNotFound { module: device()? },
+        "module_already_exists" => Refusal::ModuleAlreadyExists { module: device()? },
+        "too_many_modules" => Refusal::TooManyModules {
+            device: device()?,
+            limit: usize::try_from(problem.number?).ok()?,
+        },
         "etag_mismatch" => Refusal::EtagMismatch { current: Etag::new(problem.number?) },
         "version_mismatch" => Refusal::VersionMismatch { current: Version::new(problem.number?) },
         "stale_session" => Refusal::StaleSession {
@@ -289,10 +300,14 @@ mod tests {
     #[test]
     fn every_failure_means_the_same_on_the_other_side() {
         let device: DeviceId = "pump-7".parse().expect("a legal id");
+        let module = device.module(&"ai".parse().expect("a legal id"));
         let failures = [
             Failure::Refused(Refusal::DeviceNotFound { device: device.clone() }),
             Failure::Refused(Refusal::DeviceAlreadyExists { device: device.clone() }),
             Failure::Refused(Refusal::DeviceDisabled { device: device.clone() }),
+            Failure::Refused(Refusal::ModuleNotFound { module: module.clone() }),
+            Failure::Refused(Refusal::ModuleAlreadyExists { module }),
+            Failure::Refused(Refusal::TooManyModules { device: device.clone(), limit: 50 }),
             Failure::Refused(Refusal::EtagMismatch { current: Etag::new(3) }),
             Failure::Refused(Refusal::VersionMismatch { current: Version::new(4) }),
             Failure::Refused(Refusal::StaleSession {

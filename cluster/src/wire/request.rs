@@ -39,6 +39,8 @@ pub enum Request {
         after: Option<DeviceId>,
         limit: u32,
     },
+    /// All modules of a device.
+    Modules(DeviceId),
     Stream {
         from: Offset,
         messages_max: u32,
@@ -184,6 +186,7 @@ pub fn encode_request(request: &Request) -> Bytes {
             after: after.as_ref().map(text).unwrap_or_default(),
             limit: *limit,
         }),
+        Request::Modules(device) => Asked::ListModules(proto::ListModules { device: text(device) }),
         Request::Stream { from, messages_max, bytes_max, wait_ms } => {
             Asked::ReadStream(proto::ReadStream {
                 from: from.get(),
@@ -225,7 +228,7 @@ pub fn encode_request(request: &Request) -> Bytes {
 
 pub fn decode_request(encoded: Bytes) -> Result<Request, Unreadable> {
     let request = proto::Request::decode(encoded).map_err(unreadable)?;
-    let device = |text: String| text.parse::<DeviceId>().map_err(unreadable);
+    let device = |text: String| DeviceId::from_key(&text).map_err(unreadable);
     Ok(match request.kind.ok_or_else(|| unreadable("a request of an unknown kind"))? {
         Asked::Change(change) => Request::Change(change),
         Asked::ReadDevice(read) => {
@@ -236,6 +239,7 @@ pub fn decode_request(encoded: Bytes) -> Result<Request, Unreadable> {
             after: (!list.after.is_empty()).then(|| device(list.after)).transpose()?,
             limit: list.limit,
         },
+        Asked::ListModules(list) => Request::Modules(device(list.device)?),
         Asked::ReadStream(read) => Request::Stream {
             from: Offset::new(read.from),
             messages_max: read.messages_max,
@@ -471,6 +475,7 @@ fn of_subscriptions(subscriptions: &Subscriptions) -> proto::Subscriptions {
             Channel::TwinResponses => 2,
             Channel::DesiredPatches => 3,
             Channel::Methods => 4,
+            Channel::Inputs => 5,
         },
         qos: match qos {
             Qos::AtMostOnce => 0,
@@ -487,6 +492,7 @@ fn subscriptions(given: proto::Subscriptions) -> Option<Subscriptions> {
             2 => Channel::TwinResponses,
             3 => Channel::DesiredPatches,
             4 => Channel::Methods,
+            5 => Channel::Inputs,
             _ => return None,
         };
         Some((channel, if item.qos == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce }))
@@ -599,6 +605,8 @@ mod tests {
             Request::Twin(device.clone()),
             Request::Devices { after: Some(device.clone()), limit: 3 },
             Request::Devices { after: None, limit: 3 },
+            Request::Modules(device.clone()),
+            Request::Twin(device.module(&"ai".parse().expect("a legal id"))),
             Request::Stream { from: Offset::new(1), messages_max: 2, bytes_max: 3, wait_ms: 4 },
             Request::OffsetAt(LogTime::new(5)),
             Request::History {

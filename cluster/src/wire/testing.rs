@@ -2,6 +2,8 @@
 
 mod mail;
 
+use std::collections::BTreeSet;
+
 use drover_core::change::{Batch, Change, Condition, DeviceChange, DeviceSpec, Message};
 use drover_core::change::{Sender, StreamChange, TwinUpdate};
 use drover_core::device::{
@@ -9,7 +11,7 @@ use drover_core::device::{
 };
 use drover_core::document::{Object, Value};
 use drover_core::ids::{
-    DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version,
+    DeviceId, Etag, GenerationId, LogTime, ModuleId, NodeId, Offset, SessionEpoch, Version,
 };
 use drover_core::stream::Stream;
 use drover_core::twin::{Metadata, Section, Twin};
@@ -39,7 +41,13 @@ fn node() -> impl Strategy<Value = Option<NodeId>> {
 }
 
 fn device_id() -> impl Strategy<Value = DeviceId> {
-    "[a-zA-Z0-9:$%#]{1,8}".prop_map(|id| id.parse().expect("a legal id"))
+    "[a-zA-Z0-9:$%#]{1,8}(/[a-z$#]{1,8})?"
+        .prop_map(|id| DeviceId::from_key(&id).expect("a legal id"))
+}
+
+fn modules() -> impl Strategy<Value = BTreeSet<ModuleId>> {
+    let module = "[a-z$#]{1,8}".prop_map(|id| id.parse().expect("a legal id"));
+    prop::collection::btree_set(module, 0..3)
 }
 
 fn key() -> impl Strategy<Value = Key> {
@@ -71,6 +79,7 @@ fn channel() -> impl Strategy<Value = Channel> {
         Channel::TwinResponses,
         Channel::DesiredPatches,
         Channel::Methods,
+        Channel::Inputs,
     ])
 }
 
@@ -209,7 +218,7 @@ pub(crate) fn device() -> impl Strategy<Value = Device> {
         },
     );
     let parts = (any::<[u64; 3]>(), status(), text(), authentication(), presence, mail::head());
-    (device_id(), parts).prop_map(|(id, parts)| {
+    (device_id(), parts, modules()).prop_map(|(id, parts, modules)| {
         let ([generation, etag, at], status, status_reason, authentication, presence, mailbox) =
             parts;
         Device {
@@ -222,6 +231,7 @@ pub(crate) fn device() -> impl Strategy<Value = Device> {
             authentication,
             presence,
             mailbox,
+            modules,
         }
     })
 }

@@ -9,12 +9,14 @@ use crate::grpc::status::Invalid;
 /// What a reader wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    device: Devices,
+    device: Ids,
+    module: Ids,
     property: Option<Property>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Devices {
+enum Ids {
+    /// Of modules: those that are none, too.
     All,
     One(String),
     BeginningWith(String),
@@ -30,31 +32,44 @@ impl TryFrom<TailRequest> for Filter {
     type Error = Invalid;
 
     fn try_from(request: TailRequest) -> Result<Self, Invalid> {
-        let device = match request.device_id.strip_suffix('*') {
-            _ if request.device_id.is_empty() => Devices::All,
-            Some("") => Devices::All,
-            Some(beginning) => {
-                Devices::BeginningWith(convert::device_id("device_id", beginning)?.to_string())
-            }
-            None => Devices::One(convert::device_id("device_id", &request.device_id)?.to_string()),
-        };
+        let device = Ids::parse("device_id", &request.device_id)?;
+        let module = Ids::parse("module_id", &request.module_id)?;
         if request.property_key.is_empty() && request.property_value.is_some() {
             return Err(Invalid::new("property_key", "name the property that must have the value"));
         }
         let property = (!request.property_key.is_empty())
             .then_some(Property { key: request.property_key, value: request.property_value });
-        Ok(Self { device, property })
+        Ok(Self { device, module, property })
     }
 }
 
 impl Filter {
     pub(super) fn passes(&self, message: &Message) -> bool {
-        let device = match &self.device {
-            Devices::All => true,
-            Devices::One(id) => message.device_id == *id,
-            Devices::BeginningWith(beginning) => message.device_id.starts_with(beginning),
-        };
-        device && self.property.as_ref().is_none_or(|property| property.is_in(message))
+        let sender = self.device.include(&message.device_id);
+        let sender = sender && self.module.include(&message.module_id);
+        sender && self.property.as_ref().is_none_or(|property| property.is_in(message))
+    }
+}
+
+impl Ids {
+    /// Ids of devices and of modules have the same form.
+    fn parse(field: &str, text: &str) -> Result<Self, Invalid> {
+        Ok(match text.strip_suffix('*') {
+            Some("") => Self::All,
+            None if text.is_empty() => Self::All,
+            None => Self::One(convert::device_id(field, text)?.to_string()),
+            Some(beginning) => {
+                Self::BeginningWith(convert::device_id(field, beginning)?.to_string())
+            }
+        })
+    }
+
+    fn include(&self, id: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(one) => id == one,
+            Self::BeginningWith(beginning) => id.starts_with(beginning),
+        }
     }
 }
 
@@ -75,6 +90,7 @@ mod tests {
             device_id: device.to_owned(),
             property_key: key.to_owned(),
             property_value: value.map(str::to_owned),
+            module_id: String::new(),
         })
     }
 
@@ -100,6 +116,25 @@ mod tests {
             assert!(passes(&filter(all, "", None).expect("it is valid"), "fan", &[]));
         }
         assert!(filter("a/b", "", None).is_err());
+    }
+
+    #[test]
+    fn modules_are_seen_with_their_device_and_alone() {
+        let asked = |module: &str| {
+            let request = TailRequest {
+                device_id: "pump".to_owned(),
+                module_id: module.to_owned(),
+                ..TailRequest::default()
+            };
+            Filter::try_from(request).expect("it is valid")
+        };
+        let seen = |module: &str, sender: &str| {
+            let (device_id, module_id) = ("pump".to_owned(), sender.to_owned());
+            asked(module).passes(&Message { device_id, module_id, ..Message::default() })
+        };
+        assert!(seen("", "") && seen("", "ai") && seen("*", "ai"));
+        assert!(seen("ai", "ai") && seen("a*", "ai"));
+        assert!(!seen("ai", "") && !seen("ai", "ai2") && !seen("b*", "ai"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::methods_client::MethodsClient;
+use drover_proto::admin::modules_client::ModulesClient;
 use drover_proto::admin::twins_client::TwinsClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -118,6 +119,12 @@ impl Client {
     pub(crate) fn devices(&self) -> DevicesClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         DevicesClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn modules(&self) -> ModulesClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        ModulesClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

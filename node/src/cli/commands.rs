@@ -19,6 +19,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Failure;
 use super::client::{Client, HubArguments};
+use super::credentials::Identity;
 use super::json::{self, Body};
 use super::messages::shards;
 use super::output::{Form, Output, Table, json_text};
@@ -28,12 +29,12 @@ const PAGE: u32 = 500;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Put a command into a device's mailbox.
+    /// Put a command into the mailbox of a device or a module.
     Send(Send),
     /// Show a mailbox, in order, with what has ended lately.
     List {
-        /// The device.
-        id: String,
+        #[command(flatten)]
+        identity: Identity,
         /// With the bodies of those that wait.
         #[arg(long)]
         bodies: bool,
@@ -41,10 +42,7 @@ pub(super) enum Command {
     /// Take a command back.
     Cancel(One),
     /// Take back all commands that wait.
-    Purge {
-        /// The device.
-        id: String,
-    },
+    Purge(Identity),
     /// Show what became of one command: queued, delivered at which nodes, ended.
     History(One),
     /// Read how commands ended, of those that were sent with --ack.
@@ -53,8 +51,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Send {
-    /// The device.
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     /// The body: the text itself, @FILE, or - for standard input.
     body: String,
     /// Names the command, so that sending it again adds nothing.
@@ -93,8 +91,8 @@ pub(super) enum Ack {
 
 #[derive(Debug, Args)]
 pub(super) struct One {
-    /// The device.
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     /// The command.
     message_id: String,
 }
@@ -123,12 +121,13 @@ pub(super) async fn call(
     let client = connection.client()?;
     match command {
         Command::Send(send) => self::send(send, &client, out).await,
-        Command::List { id, bodies } => list(&id, bodies, &client, out).await,
+        Command::List { identity, bodies } => list(&identity, bodies, &client, out).await,
         Command::Cancel(one) => cancel(one, &client, out).await,
-        Command::Purge { id } => purge(id, &client, out).await,
-        Command::History(One { id, message_id }) => {
-            let request = client.request(GetCommandRequest { device_id: id, message_id });
-            let command = client.commands().get_command(request).await?.into_inner();
+        Command::Purge(identity) => purge(identity, &client, out).await,
+        Command::History(One { identity: Identity { id, module }, message_id }) => {
+            let request = GetCommandRequest { device_id: id, module_id: module, message_id };
+            let command =
+                client.commands().get_command(client.request(request)).await?.into_inner();
             print_history(&command, out)
         }
         Command::Feedback(read) => feedback(read, &client, out).await,
@@ -168,7 +167,8 @@ fn send_request(send: Send, now_ms: u64) -> Result<SendCommandRequest, Failure> 
         Ack::Full => Acknowledgement::Full,
     };
     Ok(SendCommandRequest {
-        device_id: send.id,
+        device_id: send.identity.id,
+        module_id: send.identity.module,
         body: json::text_argument(&send.body)?.into_bytes(),
         message_id: send.message_id,
         correlation_id: send.correlation_id,
@@ -209,7 +209,7 @@ fn length(text: &str) -> Result<Duration, Failure> {
 }
 
 async fn list(
-    id: &str,
+    identity: &Identity,
     with_bodies: bool,
     client: &Client,
     out: &mut Output<'_>,
@@ -217,8 +217,13 @@ async fn list(
     let mut table = Table::new(&["NUMBER", "MESSAGE ID", "STATE", "QUEUED", "DELIVERIES", "BODY"]);
     let mut page_token = String::new();
     loop {
-        let device_id = id.to_owned();
-        let request = ListCommandsRequest { device_id, with_bodies, page_size: PAGE, page_token };
+        let request = ListCommandsRequest {
+            device_id: identity.id.clone(),
+            module_id: identity.module.clone(),
+            with_bodies,
+            page_size: PAGE,
+            page_token,
+        };
         let page = client.commands().list_commands(client.request(request)).await?.into_inner();
         for command in &page.commands {
             match out.form() {
@@ -254,9 +259,9 @@ fn row(command: &Shown) -> [String; 6] {
 }
 
 async fn cancel(one: One, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
-    let One { id, message_id } = one;
-    let request = client.request(CancelCommandRequest { device_id: id, message_id });
-    let response = client.commands().cancel_command(request).await?.into_inner();
+    let One { identity: Identity { id, module }, message_id } = one;
+    let request = CancelCommandRequest { device_id: id, module_id: module, message_id };
+    let response = client.commands().cancel_command(client.request(request)).await?.into_inner();
     let command = response.command.unwrap_or_default();
     if out.form() == Form::Json {
         let mut shown = command_json(&command);
@@ -271,8 +276,12 @@ async fn cancel(one: One, client: &Client, out: &mut Output<'_>) -> Result<(), F
     })
 }
 
-async fn purge(id: String, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
-    let request = client.request(PurgeCommandsRequest { device_id: id });
+async fn purge(
+    Identity { id, module }: Identity,
+    client: &Client,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let request = client.request(PurgeCommandsRequest { device_id: id, module_id: module });
     let purged = client.commands().purge_commands(request).await?.into_inner();
     let (count, sent) = (purged.count, purged.may_have_been_delivered);
     match out.form() {
@@ -333,24 +342,27 @@ async fn feedback(
 }
 
 fn print_feedback(feedback: &Feedback, out: &mut Output<'_>) -> Result<(), Failure> {
-    let Feedback { shard, offset, device_id, message_id, .. } = feedback;
-    match out.form() {
-        Form::Json => out.json(&json!({
-            "shard": shard,
-            "offset": offset,
-            "deviceId": device_id,
-            "generationId": feedback.generation_id,
-            "messageId": message_id,
-            "state": state(feedback.state),
-            "queuedTime": json::time(feedback.queued.as_ref()),
-            "endedTime": json::time(feedback.ended.as_ref()),
-            "deliveryCount": feedback.delivery_count,
-        })),
-        Form::People => {
-            let (time, state) = (time_text(feedback.ended.as_ref()), state(feedback.state));
-            out.line(&format!("{time} {shard}/{offset} {device_id} {message_id} {state}"))
-        }
+    let Feedback { shard, offset, device_id, module_id, message_id, .. } = feedback;
+    if out.form() == Form::People {
+        let (time, state) = (time_text(feedback.ended.as_ref()), state(feedback.state));
+        let name = json::name(device_id, module_id);
+        return out.line(&format!("{time} {shard}/{offset} {name} {message_id} {state}"));
     }
+    let mut shown = json!({
+        "shard": shard,
+        "offset": offset,
+        "deviceId": device_id,
+        "generationId": feedback.generation_id,
+        "messageId": message_id,
+        "state": state(feedback.state),
+        "queuedTime": json::time(feedback.queued.as_ref()),
+        "endedTime": json::time(feedback.ended.as_ref()),
+        "deliveryCount": feedback.delivery_count,
+    });
+    if !module_id.is_empty() {
+        shown["moduleId"] = json!(module_id);
+    }
+    out.json(&shown)
 }
 
 fn time_text(time: Option<&Timestamp>) -> String {
@@ -393,6 +405,9 @@ fn command_json(command: &Shown) -> Value {
         "deliveryCount": command.delivery_count,
         "deliveries": command.deliveries.iter().map(delivery).collect::<Vec<_>>(),
     });
+    if !command.module_id.is_empty() {
+        shown["moduleId"] = json!(command.module_id);
+    }
     if !command.supersede_key.is_empty() {
         shown["supersedeKey"] = json!(command.supersede_key);
     }

@@ -1,17 +1,16 @@
 //! `drover devices`: the registry.
 
 use clap::{Args, Subcommand};
-use drover_proto::admin::authentication::Kind;
 use drover_proto::admin::{
-    self, CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceStatus, GetDeviceRequest,
+    CreateDeviceRequest, DeleteDeviceRequest, Device, DeviceStatus, GetDeviceRequest,
     ListDevicesRequest, RotateKeysRequest, UpdateDeviceRequest,
 };
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::client::{Client, HubArguments};
-use super::json;
+use super::credentials::{self, Condition, Credentials, WhichKeys};
 use super::output::{Form, Output, Table};
+use super::{Failure, json};
 
 /// What is asked for in one page of a list.
 const PAGE_SIZE: u32 = 1_000;
@@ -36,7 +35,7 @@ pub(super) enum Command {
         #[command(flatten)]
         condition: Condition,
     },
-    /// Keep a device from connecting, and end its connection.
+    /// Keep a device and its modules from connecting, and end their connections.
     Disable {
         id: String,
         /// Why, for those who look later.
@@ -45,7 +44,7 @@ pub(super) enum Command {
         #[command(flatten)]
         condition: Condition,
     },
-    /// Remove a device and its twin, and end its connection. Its messages stay for as long as all messages do.
+    /// Remove a device, its twin and its modules, and end their connections. Their messages stay for as long as all do.
     Delete {
         id: String,
         #[command(flatten)]
@@ -55,17 +54,10 @@ pub(super) enum Command {
     RotateKeys(RotateKeys),
     /// Register many devices from a file, each succeeding or failing on its own.
     BulkCreate(super::bulk::Arguments),
-    /// Make a token that a device connects with (its MQTT password).
+    /// Make a token that a device or module connects with (its MQTT password).
     SasToken(super::tokens::SasToken),
-    /// Show the connection string that a device's SDK takes.
+    /// Show the connection string that the SDK of a device or module takes.
     ConnectionString(super::tokens::ShowConnectionString),
-}
-
-#[derive(Debug, Clone, Args)]
-pub(super) struct Condition {
-    /// Change it only if its etag is this one.
-    #[arg(long, value_name = "ETAG", default_value = "")]
-    if_match: String,
 }
 
 #[derive(Debug, Args)]
@@ -106,66 +98,6 @@ pub(super) struct RotateKeys {
     which: WhichKeys,
     #[command(flatten)]
     condition: Condition,
-}
-
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
-struct WhichKeys {
-    /// Replace the primary key.
-    #[arg(long)]
-    primary: bool,
-    /// Replace the secondary key.
-    #[arg(long)]
-    secondary: bool,
-}
-
-/// How a device proves who it is; symmetric keys unless something else is said.
-#[derive(Debug, Args)]
-struct Credentials {
-    /// Base64 of 16 to 64 bytes.
-    #[arg(long, value_name = "BASE64", conflicts_with_all = ["thumbprint", "ca_signed", "no_proof"])]
-    primary_key: Option<String>,
-    /// Base64 of 16 to 64 bytes.
-    #[arg(long, value_name = "BASE64", conflicts_with_all = ["thumbprint", "ca_signed", "no_proof"])]
-    secondary_key: Option<String>,
-    /// A certificate with this SHA-1 or SHA-256 thumbprint; give it twice to allow two.
-    #[arg(long, value_name = "HEX", num_args = 1, conflicts_with_all = ["ca_signed", "no_proof"])]
-    thumbprint: Vec<String>,
-    /// A certificate that a registered authority has signed.
-    #[arg(long, conflicts_with = "no_proof")]
-    ca_signed: bool,
-    /// Nothing: it cannot connect.
-    #[arg(long)]
-    no_proof: bool,
-}
-
-impl Credentials {
-    /// `None`: nothing was said.
-    fn authentication(self) -> Result<Option<admin::Authentication>, Failure> {
-        let kind = if self.no_proof {
-            Kind::None(admin::NoAuthentication {})
-        } else if self.ca_signed {
-            Kind::CertificateAuthority(admin::CertificateAuthority {})
-        } else if !self.thumbprint.is_empty() {
-            let mut thumbprints = self.thumbprint.into_iter();
-            let primary = thumbprints.next().unwrap_or_default();
-            let secondary = thumbprints.next().unwrap_or_default();
-            if thumbprints.next().is_some() {
-                return Err(Failure::Usage(
-                    "--thumbprint can be given twice, not more often".to_owned(),
-                ));
-            }
-            Kind::SelfSigned(admin::Thumbprints { primary, secondary })
-        } else if self.primary_key.is_some() || self.secondary_key.is_some() {
-            Kind::Sas(admin::SymmetricKeys {
-                primary_key: self.primary_key.unwrap_or_default(),
-                secondary_key: self.secondary_key.unwrap_or_default(),
-            })
-        } else {
-            return Ok(None);
-        };
-        Ok(Some(admin::Authentication { kind: Some(kind) }))
-    }
 }
 
 pub(super) async fn call(
@@ -256,7 +188,7 @@ fn print_page(devices: &[Device], out: &mut Output<'_>) -> Result<(), Failure> {
             status_text(device),
             if device.connected { "yes" } else { "no" },
             &since.map(json::time_text).unwrap_or_default(),
-            authentication_text(device),
+            credentials::kind_text(device.authentication.as_ref()),
             &device.status_reason,
         ]);
     }
@@ -326,18 +258,7 @@ fn show(device: &Device, out: &mut Output<'_>) -> Result<(), Failure> {
     table.row(["CONNECTED", if device.connected { "yes" } else { "no" }]);
     let since = device.connection_state_updated.as_ref().map(json::time_text);
     table.row(["SINCE", &since.unwrap_or_default()]);
-    table.row(["AUTHENTICATION", authentication_text(device)]);
-    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
-        Some(Kind::Sas(keys)) => {
-            table.row(["PRIMARY KEY", &keys.primary_key]);
-            table.row(["SECONDARY KEY", &keys.secondary_key]);
-        }
-        Some(Kind::SelfSigned(thumbprints)) => {
-            table.row(["PRIMARY", &thumbprints.primary]);
-            table.row(["SECONDARY", &thumbprints.secondary]);
-        }
-        Some(Kind::CertificateAuthority(_) | Kind::None(_)) | None => {}
-    }
+    credentials::rows(device.authentication.as_ref(), &mut table);
     table.row(["ETAG", &device.etag]);
     table.row(["GENERATION", &device.generation_id]);
     out.table(&table)
@@ -351,31 +272,8 @@ fn status_text(device: &Device) -> &'static str {
     }
 }
 
-fn authentication_text(device: &Device) -> &'static str {
-    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
-        Some(Kind::Sas(_)) => "sas",
-        Some(Kind::SelfSigned(_)) => "selfSigned",
-        Some(Kind::CertificateAuthority(_)) => "certificateAuthority",
-        Some(Kind::None(_)) | None => "none",
-    }
-}
-
 /// By the names of Azure IoT Hub's REST API.
 pub(super) fn device_json(device: &Device) -> Value {
-    let mut authentication = json!({ "type": authentication_text(device) });
-    match device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref()) {
-        Some(Kind::Sas(keys)) => {
-            authentication["symmetricKey"] =
-                json!({ "primaryKey": keys.primary_key, "secondaryKey": keys.secondary_key });
-        }
-        Some(Kind::SelfSigned(thumbprints)) => {
-            authentication["x509Thumbprint"] = json!({
-                "primaryThumbprint": thumbprints.primary,
-                "secondaryThumbprint": thumbprints.secondary,
-            });
-        }
-        Some(Kind::CertificateAuthority(_) | Kind::None(_)) | None => {}
-    }
     json!({
         "deviceId": device.id,
         "generationId": device.generation_id,
@@ -385,12 +283,15 @@ pub(super) fn device_json(device: &Device) -> Value {
         "statusUpdatedTime": json::time(device.status_updated.as_ref()),
         "connectionState": if device.connected { "Connected" } else { "Disconnected" },
         "connectionStateUpdatedTime": json::time(device.connection_state_updated.as_ref()),
-        "authentication": authentication,
+        "authentication": credentials::to_json(device.authentication.as_ref()),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use drover_proto::admin;
+    use drover_proto::admin::authentication::Kind;
+
     use super::*;
 
     fn device() -> Device {

@@ -7,13 +7,16 @@ use clap::{Args, Subcommand};
 use super::client::HubArguments;
 use super::output::Output;
 use super::{
-    Failure, authorities, cluster, commands, cursors, devices, messages, methods, policies, twins,
+    Failure, authorities, cluster, commands, cursors, devices, messages, methods, modules,
+    policies, twins,
 };
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Device identities: create, list, change, keys and tokens.
     Devices(With<devices::Command>),
+    /// Modules: parts of a device that connect by themselves.
+    Modules(With<modules::Command>),
     /// Twins: tags, desired and reported properties.
     Twins(With<twins::Command>),
     /// Telemetry: live, from the streams, one device's history.
@@ -56,6 +59,10 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Devices(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());
             devices::call(command, &connection, out).await
+        }
+        Command::Modules(With { connection, command }) => {
+            let out = &mut Output::new(&mut stdout, connection.form());
+            modules::call(command, &connection, out).await
         }
         Command::Twins(With { connection, command }) => {
             let out = &mut Output::new(&mut stdout, connection.form());

@@ -103,6 +103,9 @@ pub(crate) fn message(message: &admin::Message) -> Value {
         "properties": properties(&message.application_properties),
         "authentication": message.authentication,
     });
+    if !message.module_id.is_empty() {
+        shown["moduleId"] = json!(message.module_id);
+    }
     let (name, body) = match body(&message.body) {
         Body::Json(value) => ("body", value),
         Body::Text(text) => ("body", Value::String(text)),
@@ -110,6 +113,11 @@ pub(crate) fn message(message: &admin::Message) -> Value {
     };
     shown[name] = body;
     shown
+}
+
+/// A device's id, or with a slash that of its module, which no id contains.
+pub(crate) fn name(device: &str, module: &str) -> String {
+    if module.is_empty() { device.to_owned() } else { format!("{device}/{module}") }
 }
 
 /// What a body turns out to be.

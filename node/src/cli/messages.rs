@@ -17,6 +17,7 @@ use tonic::{Status, Streaming};
 
 use super::Failure;
 use super::client::{Client, HubArguments};
+use super::credentials::Identity;
 use super::follow::Reopener;
 use super::json::{self, Body};
 use super::output::{Form, Output, counted, json_text};
@@ -31,7 +32,7 @@ pub(super) enum Command {
     Tail(Tail),
     /// Read the shards' streams, in the order of their offsets, without holes.
     Read(Read),
-    /// Read the messages of one device, oldest first.
+    /// Read the messages of one device, or of one module, oldest first.
     History(History),
 }
 
@@ -40,6 +41,9 @@ pub(super) struct Tail {
     /// Only this device; with a star at the end, all whose ids begin so.
     #[arg(long, value_name = "ID", default_value = "")]
     device: String,
+    /// Only this module, of the device or of all devices; with a star at the end, all whose ids begin so.
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    module: String,
     /// Only messages with this application property, or with this value of it.
     #[arg(long, value_name = "KEY[=VALUE]")]
     property: Option<String>,
@@ -72,8 +76,8 @@ pub(super) struct Read {
 
 #[derive(Debug, Args)]
 pub(super) struct History {
-    /// The device.
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     /// From this time on (2026-11-22T10:00:00Z), or from a while ago (10m).
     #[arg(long, value_name = "TIME")]
     from: Option<String>,
@@ -104,8 +108,12 @@ async fn tail(arguments: Tail, client: &Client, out: &mut Output<'_>) -> Result<
         Some(Err(key)) => (key.to_owned(), None),
         Some(Ok((key, value))) => (key.to_owned(), Some(value.to_owned())),
     };
-    let request =
-        TailRequest { device_id: arguments.device, property_key: key, property_value: value };
+    let request = TailRequest {
+        device_id: arguments.device,
+        module_id: arguments.module,
+        property_key: key,
+        property_value: value,
+    };
     let open = async || Ok(client.messages().tail(request.clone()).await?.into_inner());
     let reopener = Reopener::default();
     let mut responses = open().await?;
@@ -253,7 +261,8 @@ async fn history(arguments: History, client: &Client, out: &mut Output<'_>) -> R
     let mut page_token = String::new();
     while left > 0 {
         let request = ReadHistoryRequest {
-            device_id: arguments.id.clone(),
+            device_id: arguments.identity.id.clone(),
+            module_id: arguments.identity.module.clone(),
             from,
             until,
             page_size: u32::try_from(left).unwrap_or(u32::MAX).min(HISTORY_PAGE),
@@ -286,8 +295,9 @@ fn line(message: &Message) -> String {
         Body::Binary(base64) => format!("base64:{base64}"),
     };
     let properties: Vec<_> = message.application_properties.iter().map(pair).collect();
-    let (shard, offset, device) = (message.shard, message.offset, &message.device_id);
-    let line = format!("{time} {shard}/{offset} {device} {body} {}", properties.join(" "));
+    let (shard, offset, sender) =
+        (message.shard, message.offset, json::name(&message.device_id, &message.module_id));
+    let line = format!("{time} {shard}/{offset} {sender} {body} {}", properties.join(" "));
     line.trim_end().to_owned()
 }
 
@@ -358,6 +368,8 @@ mod tests {
             ..Message::default()
         };
         assert_eq!(line(&message), r#"1970-01-01T00:00:00Z 3/9 pump {"t":21.5} level=high flag"#);
+        let of_module = Message { module_id: "ai".to_owned(), ..message.clone() };
+        assert!(line(&of_module).contains(" 3/9 pump/ai "), "{}", line(&of_module));
         let binary = Message { body: vec![0xff], ..message };
         assert!(line(&binary).contains(" base64:/w== "), "{}", line(&binary));
     }

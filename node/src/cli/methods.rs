@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, HubArguments};
+use super::credentials::Identity;
 use super::json;
 use super::output::{Form, Output};
 
@@ -16,14 +17,14 @@ const SLACK: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Call a method of a connected device and print its answer.
+    /// Call a method of a connected device or module and print its answer.
     Invoke(Invoke),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Invoke {
-    /// The device.
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     /// The method.
     name: String,
     /// The payload: JSON, @FILE, or - for standard input.
@@ -54,7 +55,8 @@ async fn invoke(call: Invoke, client: &Client, out: &mut Output<'_>) -> Result<(
         wait.map_err(|_| Failure::Usage(format!("{time:?} is too long")))
     };
     let message = InvokeMethodRequest {
-        device_id: call.id,
+        device_id: call.identity.id,
+        module_id: call.identity.module,
         method_name: call.name,
         payload: json::text_argument(&call.payload)?,
         connect_timeout: Some(wait(call.connect_timeout)?),

@@ -9,6 +9,7 @@ mod client;
 mod cluster;
 mod commands;
 mod config;
+mod credentials;
 mod cursors;
 mod dev;
 mod devices;
@@ -19,6 +20,7 @@ mod hub;
 mod json;
 mod messages;
 mod methods;
+mod modules;
 mod node;
 mod output;
 mod policies;
@@ -104,6 +106,19 @@ mod tests {
             "drover devices rotate-keys pump --primary",
             "drover devices sas-token pump --ttl 2h",
             "drover devices bulk-create -",
+            "drover devices connection-string pump --module ai",
+            "drover devices sas-token pump --module ai",
+            "drover devices sas-token --device-connection-string text",
+            "drover modules create pump ai --thumbprint AA",
+            "drover modules list pump --json",
+            "drover modules rotate-keys pump ai --secondary",
+            "drover modules delete pump ai --if-match 3",
+            "drover twins get pump --module ai",
+            "drover messages tail --device pump --module ai",
+            "drover messages history pump --module ai",
+            "drover commands send pump {} --module ai",
+            "drover commands cancel pump 7 --module ai",
+            "drover methods invoke pump reboot --module ai",
             "drover twins get pump --endpoint https://localhost:7443 --ca ca.pem",
             "drover twins patch pump --desired {} --if-match 3",
             "drover messages tail --device pump*",
@@ -135,6 +150,8 @@ mod tests {
         for line in [
             "drover devices rotate-keys pump",
             "drover devices sas-token",
+            "drover modules create pump",
+            "drover modules rotate-keys pump ai",
             "drover twins patch pump",
             "drover messages read --commit",
             "drover devices create pump --ca-signed --primary-key AAAA",

@@ -6,13 +6,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use drover_cluster::core::device::Key;
-use drover_proto::admin::Device;
+use drover_cluster::core::ids::{DeviceId, InvalidId};
+use drover_proto::admin::Authentication;
 use drover_proto::admin::authentication::Kind;
 use serde_json::json;
 
 use super::client::HubArguments;
+use super::credentials::Identity;
 use super::output::{Form, Output};
-use super::{Failure, devices};
+use super::{Failure, devices, modules};
 use crate::clock;
 use crate::identity::connection_string::{ConnectionString, Subject};
 use crate::identity::device_token;
@@ -22,7 +24,10 @@ pub(super) struct SasToken {
     /// The device. Its key is read from the hub.
     #[arg(required_unless_present = "device_connection_string")]
     id: Option<String>,
-    /// Make the token from this connection string of a device, without asking a hub.
+    /// One of its modules, instead of the device itself.
+    #[arg(long, value_name = "ID", requires = "id", default_value = "", hide_default_value = true)]
+    module: String,
+    /// Make the token from this connection string of a device or module, without asking a hub.
     #[arg(long, value_name = "TEXT", conflicts_with = "id")]
     device_connection_string: Option<String>,
     /// How long it is good for.
@@ -37,7 +42,8 @@ pub(super) struct SasToken {
 
 #[derive(Debug, Args)]
 pub(super) struct ShowConnectionString {
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     #[command(flatten)]
     hub: HubName,
     /// Show the secondary key.
@@ -57,12 +63,12 @@ pub(super) async fn sas_token(
     connection: &HubArguments,
     out: &mut Output<'_>,
 ) -> Result<(), Failure> {
-    let SasToken { id, device_connection_string, ttl, hub, secondary } = arguments;
+    let SasToken { id, module, device_connection_string, ttl, hub, secondary } = arguments;
     let of = match (device_connection_string, id) {
         (Some(text), _) => text.trim().parse().map_err(|problem| {
             Failure::Usage(format!("the connection string is not valid: {problem}"))
         })?,
-        (None, Some(id)) => of_device(&id, hub, secondary, connection).await?,
+        (None, Some(id)) => registered(Identity { id, module }, hub, secondary, connection).await?,
         (None, None) => return Err(Failure::Usage("name a device".to_owned())),
     };
     let expires_s = (clock::unix_ms() / 1_000).saturating_add(ttl.as_secs());
@@ -79,10 +85,7 @@ fn token(of: &ConnectionString, expires_s: u64) -> Result<String, Failure> {
             "this is not a device's connection string: it has no DeviceId".to_owned(),
         ));
     };
-    let device = device
-        .parse()
-        .map_err(|problem| Failure::Usage(format!("the device id is not valid: {problem}")))?;
-    Ok(device_token(&of.host_name, &device, &of.key, expires_s))
+    Ok(device_token(&of.host_name, device, &of.key, expires_s))
 }
 
 pub(super) async fn connection_string(
@@ -90,38 +93,49 @@ pub(super) async fn connection_string(
     connection: &HubArguments,
     out: &mut Output<'_>,
 ) -> Result<(), Failure> {
-    let ShowConnectionString { id, hub, secondary } = arguments;
-    let text = of_device(&id, hub, secondary, connection).await?.to_string();
+    let ShowConnectionString { identity, hub, secondary } = arguments;
+    let text = registered(identity, hub, secondary, connection).await?.to_string();
     match out.form() {
         Form::Json => out.json(&json!({ "connectionString": text })),
         Form::People => out.line(&text),
     }
 }
 
-/// What is in a device's connection string, its key read from the hub.
-async fn of_device(
-    id: &str,
+/// What is in the connection string of a device or module, its key read from the hub.
+async fn registered(
+    Identity { id, module }: Identity,
     hub: HubName,
     secondary: bool,
     connection: &HubArguments,
 ) -> Result<ConnectionString, Failure> {
-    let device = devices::get(&connection.client()?, id).await?;
+    let client = connection.client()?;
+    let device: DeviceId = id.parse().map_err(not_an_id)?;
+    let (subject, authentication) = if module.is_empty() {
+        (device, devices::get(&client, &id).await?.authentication)
+    } else {
+        let subject = device.module(&module.parse().map_err(not_an_id)?);
+        (subject, modules::get(&client, &id, &module).await?.authentication)
+    };
     let host_name = match hub.host_name {
         Some(name) => name,
         None => connection.host_name()?,
     };
-    let key = key(&device, secondary)?;
-    Ok(ConnectionString { host_name, subject: Subject::Device(device.id), key })
+    let key = key(&subject, authentication, secondary)?;
+    Ok(ConnectionString { host_name, subject: Subject::Device(subject), key })
 }
 
-fn key(device: &Device, secondary: bool) -> Result<Key, Failure> {
-    let kind =
-        device.authentication.as_ref().and_then(|authentication| authentication.kind.as_ref());
+fn not_an_id(problem: InvalidId) -> Failure {
+    Failure::Usage(problem.to_string())
+}
+
+fn key(
+    of: &DeviceId,
+    authentication: Option<Authentication>,
+    secondary: bool,
+) -> Result<Key, Failure> {
+    let kind = authentication.and_then(|authentication| authentication.kind);
     let Some(Kind::Sas(keys)) = kind else {
-        let id = &device.id;
-        return Err(Failure::Failed(format!(
-            "device {id} has no keys: it authenticates in another way"
-        )));
+        return Err(Failure::Failed(format!("{of} has no keys: it authenticates in another way")));
     };
     let text = if secondary { &keys.secondary_key } else { &keys.primary_key };
     let key = STANDARD.decode(text).ok().and_then(Key::new);
@@ -139,6 +153,13 @@ mod tests {
         let token = token(&of, 1_700_000_000).expect("a device's");
         assert!(token.starts_with("SharedAccessSignature sr=hub%2Fdevices%2Fpump&sig="), "{token}");
         assert!(token.contains("&se=1700000000"), "{token}");
+    }
+
+    #[test]
+    fn a_modules_token_names_the_module() {
+        let of = "HostName=hub;DeviceId=pump;ModuleId=ai;SharedAccessKey=MDEyMzQ1Njc4OWFiY2RlZg==";
+        let token = token(&of.parse().expect("it is valid"), 1_700_000_000).expect("a module's");
+        assert!(token.contains(" sr=hub%2Fdevices%2Fpump%2Fmodules%2Fai&"), "{token}");
     }
 
     #[test]

@@ -5,13 +5,14 @@ use drover_proto::admin::{GetTwinRequest, Twin, TwinSection, UpdateTwinRequest};
 use serde_json::{Value, json};
 
 use super::client::HubArguments;
+use super::credentials::Identity;
 use super::output::{Form, Output};
 use super::{Failure, json as documents};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Show a twin.
-    Get { id: String },
+    Get(Identity),
     /// Merge into tags and desired properties; null deletes. A connected device is told.
     Patch(Change),
     /// Replace tags and desired properties; what is not given becomes empty.
@@ -20,7 +21,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Change {
-    id: String,
+    #[command(flatten)]
+    identity: Identity,
     /// A JSON object, @FILE, or - for standard input.
     #[arg(long, value_name = "JSON", required_unless_present = "desired")]
     tags: Option<String>,
@@ -43,8 +45,9 @@ pub(super) async fn call(
     let client = connection.client()?;
     let mut twins = client.twins();
     let twin = match command {
-        Command::Get { id } => {
-            twins.get_twin(client.request(GetTwinRequest { device_id: id })).await?
+        Command::Get(Identity { id, module }) => {
+            let request = GetTwinRequest { device_id: id, module_id: module };
+            twins.get_twin(client.request(request)).await?
         }
         Command::Patch(change) => twins.patch_twin(client.request(change.request()?)).await?,
         Command::Replace(change) => twins.replace_twin(client.request(change.request()?)).await?,
@@ -57,7 +60,8 @@ impl Change {
         let section =
             |text: Option<String>| text.as_deref().map(documents::object_argument).transpose();
         Ok(UpdateTwinRequest {
-            device_id: self.id,
+            device_id: self.identity.id,
+            module_id: self.identity.module,
             if_match: self.if_match,
             if_desired_version: self.if_desired_version,
             tags: section(self.tags)?,
@@ -77,7 +81,7 @@ fn show(twin: &Twin, out: &mut Output<'_>) -> Result<(), Failure> {
 /// By the names of Azure IoT Hub's REST API.
 fn twin_json(twin: &Twin, section: fn(&TwinSection) -> Value) -> Value {
     let section = |part: Option<&TwinSection>| part.map_or(Value::Null, section);
-    json!({
+    let mut shown = json!({
         "deviceId": twin.device_id,
         "etag": twin.etag,
         "version": twin.version,
@@ -86,7 +90,11 @@ fn twin_json(twin: &Twin, section: fn(&TwinSection) -> Value) -> Value {
             "desired": section(twin.desired.as_ref()),
             "reported": section(twin.reported.as_ref()),
         },
-    })
+    });
+    if !twin.module_id.is_empty() {
+        shown["moduleId"] = json!(twin.module_id);
+    }
+    shown
 }
 
 fn section_for_people(section: &TwinSection) -> Value {

@@ -15,7 +15,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::convert::commands::{self, From, List, ReadFeedback, Send};
 use super::convert::messages::{self, Cursor};
-use super::convert::{RECHECK, device_id};
+use super::convert::{RECHECK, identity};
 use super::guard::{Guard, Readers};
 use super::{shard_count, status};
 
@@ -71,8 +71,8 @@ impl Commands for CommandsService {
         &self,
         request: Request<GetCommandRequest>,
     ) -> Result<Response<admin::Command>, Status> {
-        let GetCommandRequest { device_id: device, message_id } = request.into_inner();
-        let device = device_id("device_id", &device).map_err(status::invalid)?;
+        let GetCommandRequest { device_id, module_id, message_id } = request.into_inner();
+        let device = identity(&device_id, &module_id).map_err(status::invalid)?;
         let id = commands::command_id(&message_id).map_err(status::invalid)?;
         let command = self.cluster.command(&device, &id).await.map_err(status::of)?;
         Ok(Response::new(commands::command(&device, command)))
@@ -82,8 +82,8 @@ impl Commands for CommandsService {
         &self,
         request: Request<CancelCommandRequest>,
     ) -> Result<Response<CancelCommandResponse>, Status> {
-        let CancelCommandRequest { device_id: device, message_id } = request.into_inner();
-        let device = device_id("device_id", &device).map_err(status::invalid)?;
+        let CancelCommandRequest { device_id, module_id, message_id } = request.into_inner();
+        let device = identity(&device_id, &module_id).map_err(status::invalid)?;
         let id = commands::command_id(&message_id).map_err(status::invalid)?;
         let command = self.cluster.cancel_command(&device, id).await.map_err(status::of)?;
         let may_have_been_delivered = command.deliveries > 0;
@@ -95,8 +95,8 @@ impl Commands for CommandsService {
         &self,
         request: Request<PurgeCommandsRequest>,
     ) -> Result<Response<PurgeCommandsResponse>, Status> {
-        let device = device_id("device_id", &request.into_inner().device_id);
-        let device = device.map_err(status::invalid)?;
+        let PurgeCommandsRequest { device_id, module_id } = request.into_inner();
+        let device = identity(&device_id, &module_id).map_err(status::invalid)?;
         let purged = self.cluster.purge_commands(&device).await.map_err(status::of)?;
         let (count, may_have_been_delivered) = (purged.count, purged.sent);
         Ok(Response::new(PurgeCommandsResponse { count, may_have_been_delivered }))

@@ -79,13 +79,8 @@ impl Devices for DevicesService {
     ) -> Result<Response<admin::Device>, Status> {
         let update =
             devices::UpdateDevice::try_from(request.into_inner()).map_err(status::invalid)?;
-        if !update.is_complete() {
-            let change = |current: &Device| update.over(Some(current));
-            return self.change_current(&update.id, update.if_match, change).await;
-        }
-        let change = update.over(None).map_err(status::invalid)?;
-        let changed = self.cluster.update_device(&update.id, update.if_match, change).await;
-        changed.map(|device| Response::new(devices::device(device))).map_err(status::of)
+        let device = update_identity(&self.cluster, &update).await?;
+        Ok(Response::new(devices::device(device)))
     }
 
     async fn rotate_keys(
@@ -94,7 +89,8 @@ impl Devices for DevicesService {
     ) -> Result<Response<admin::Device>, Status> {
         let rotate =
             devices::RotateKeys::try_from(request.into_inner()).map_err(status::invalid)?;
-        self.change_current(&rotate.id, rotate.if_match, |current| rotate.over(current)).await
+        let device = rotate_keys(&self.cluster, &rotate).await?;
+        Ok(Response::new(devices::device(device)))
     }
 
     async fn delete_device(
@@ -128,34 +124,56 @@ impl DevicesService {
         };
         admin::BulkResult { id, result: Some(result) }
     }
+}
 
-    /// Changes an identity in a way that depends on how it is: read it, then change it on the condition that it still
-    /// is so. A caller without a condition of its own never sees that of this method, short of a storm of changes.
-    async fn change_current(
-        &self,
-        id: &DeviceId,
-        if_match: Condition,
-        change: impl Fn(&Device) -> Result<DeviceUpdate, Invalid>,
-    ) -> Result<Response<admin::Device>, Status> {
-        let mut attempt = 1;
-        loop {
-            let current = self.cluster.device(id).await.map_err(status::of)?;
-            if let Condition::Match(expected) = if_match
-                && expected != current.etag
+/// Changes the identity of a device or of a module.
+pub(super) async fn update_identity(
+    cluster: &Cluster,
+    update: &devices::UpdateDevice,
+) -> Result<Device, Status> {
+    if !update.is_complete() {
+        let change = |current: &Device| update.over(Some(current));
+        return change_current(cluster, &update.id, update.if_match, change).await;
+    }
+    let change = update.over(None).map_err(status::invalid)?;
+    cluster.update_device(&update.id, update.if_match, change).await.map_err(status::of)
+}
+
+/// Replaces keys of a device or of a module.
+pub(super) async fn rotate_keys(
+    cluster: &Cluster,
+    rotate: &devices::RotateKeys,
+) -> Result<Device, Status> {
+    let change = |current: &Device| rotate.over(current);
+    change_current(cluster, &rotate.id, rotate.if_match, change).await
+}
+
+/// Changes an identity in a way that depends on how it is: read it, then change it on the condition that it still is so. A
+/// caller without a condition of its own never sees that of this function, short of a storm of changes.
+async fn change_current(
+    cluster: &Cluster,
+    id: &DeviceId,
+    if_match: Condition,
+    change: impl Fn(&Device) -> Result<DeviceUpdate, Invalid>,
+) -> Result<Device, Status> {
+    let mut attempt = 1;
+    loop {
+        let current = cluster.device(id).await.map_err(status::of)?;
+        if let Condition::Match(expected) = if_match
+            && expected != current.etag
+        {
+            return Err(status::of(Refusal::EtagMismatch { current: current.etag }.into()));
+        }
+        let update = change(&current).map_err(status::invalid)?;
+        let unchanged = Condition::Match(current.etag);
+        match cluster.update_device(id, unchanged, update).await {
+            Ok(device) => return Ok(device),
+            Err(Error::Refused(Refusal::EtagMismatch { .. }))
+                if if_match == Condition::Any && attempt < ATTEMPTS_MAX =>
             {
-                return Err(status::of(Refusal::EtagMismatch { current: current.etag }.into()));
+                attempt += 1;
             }
-            let update = change(&current).map_err(status::invalid)?;
-            let unchanged = Condition::Match(current.etag);
-            match self.cluster.update_device(id, unchanged, update).await {
-                Ok(device) => return Ok(Response::new(devices::device(device))),
-                Err(Error::Refused(Refusal::EtagMismatch { .. }))
-                    if if_match == Condition::Any && attempt < ATTEMPTS_MAX =>
-                {
-                    attempt += 1;
-                }
-                Err(error) => return Err(status::of(error)),
-            }
+            Err(error) => return Err(status::of(error)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod guard;
 mod listener;
 mod messages;
 mod methods;
+mod modules;
 mod permissions;
 mod reader;
 pub mod status;
@@ -31,6 +32,7 @@ use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
 use drover_proto::admin::messages_server::MessagesServer;
 use drover_proto::admin::methods_server::MethodsServer;
+use drover_proto::admin::modules_server::ModulesServer;
 use drover_proto::admin::twins_server::TwinsServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +129,7 @@ fn routes(
     let readers = guard::Readers::new(cluster.clone(), stop);
     let bytes_max = limits.request_bytes_max;
     let devices = devices::DevicesService { cluster: cluster.clone() };
+    let modules = modules::ModulesService { cluster: cluster.clone() };
     let twins = twins::TwinsService { cluster: cluster.clone() };
     let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };
     let methods = methods::MethodsService { cluster: cluster.clone() };
@@ -137,6 +140,7 @@ fn routes(
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
         .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
         .add_service(DevicesServer::new(devices).max_decoding_message_size(bytes_max))
+        .add_service(ModulesServer::new(modules).max_decoding_message_size(bytes_max))
         .add_service(TwinsServer::new(twins).max_decoding_message_size(bytes_max))
         .add_service(MessagesServer::new(messages).max_decoding_message_size(bytes_max))
         .add_service(CommandsServer::new(commands).max_decoding_message_size(bytes_max))
@@ -162,6 +166,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
     let services = [
         "",
         "drover.admin.v1.Devices",
+        "drover.admin.v1.Modules",
         "drover.admin.v1.Twins",
         "drover.admin.v1.Messages",
         "drover.admin.v1.Commands",

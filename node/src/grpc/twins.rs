@@ -20,8 +20,8 @@ impl Twins for TwinsService {
         &self,
         request: Request<GetTwinRequest>,
     ) -> Result<Response<admin::Twin>, Status> {
-        let id = &request.get_ref().device_id;
-        let device = convert::device_id("device_id", id).map_err(status::invalid)?;
+        let GetTwinRequest { device_id, module_id } = request.get_ref();
+        let device = convert::identity(device_id, module_id).map_err(status::invalid)?;
         let twin = self.cluster.twin(&device).await.map_err(status::of)?;
         Ok(Response::new(twins::twin(&device, &twin)))
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use drover_core::device::Key;
+use drover_core::ids::DeviceId;
 
 /// Host, who, and with which key. Items that Drover has no use for are passed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct ConnectionString {
 /// Whose key it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    Device(String),
+    Device(DeviceId),
     Policy(String),
 }
 
@@ -29,8 +30,10 @@ pub enum InvalidConnectionString {
     NoEqualsSign,
     #[error("HostName is missing")]
     NoHostName,
-    #[error("write either DeviceId or SharedAccessKeyName")]
+    #[error("write either DeviceId (with ModuleId, for a module) or SharedAccessKeyName")]
     NoSubject,
+    #[error("DeviceId or ModuleId is not an id of a device or a module")]
+    BadId,
     #[error("SharedAccessKey must be base64 of 16 to 64 bytes")]
     BadKey,
 }
@@ -39,23 +42,25 @@ impl std::str::FromStr for ConnectionString {
     type Err = InvalidConnectionString;
 
     fn from_str(text: &str) -> Result<Self, InvalidConnectionString> {
-        let (mut host_name, mut device, mut policy, mut key) = (None, None, None, None);
+        let (mut host_name, mut policy, mut key) = (None, None, None);
+        let (mut device, mut module) = (None, None);
         for item in text.split(';').map(str::trim).filter(|item| !item.is_empty()) {
             let (name, value) =
                 item.split_once('=').ok_or(InvalidConnectionString::NoEqualsSign)?;
             let place = match name.trim().to_ascii_lowercase().as_str() {
                 "hostname" => &mut host_name,
                 "deviceid" => &mut device,
+                "moduleid" => &mut module,
                 "sharedaccesskeyname" => &mut policy,
                 "sharedaccesskey" => &mut key,
                 _ => continue,
             };
             *place = Some(value.trim().to_owned());
         }
-        let subject = match (device, policy) {
-            (Some(device), None) => Subject::Device(device),
-            (None, Some(policy)) => Subject::Policy(policy),
-            (Some(_), Some(_)) | (None, None) => return Err(InvalidConnectionString::NoSubject),
+        let subject = match (device, module, policy) {
+            (Some(device), module, None) => Subject::Device(identity(&device, module.as_deref())?),
+            (None, None, Some(policy)) => Subject::Policy(policy),
+            _ => return Err(InvalidConnectionString::NoSubject),
         };
         Ok(Self {
             host_name: host_name.ok_or(InvalidConnectionString::NoHostName)?,
@@ -68,12 +73,25 @@ impl std::str::FromStr for ConnectionString {
     }
 }
 
+fn identity(device: &str, module: Option<&str>) -> Result<DeviceId, InvalidConnectionString> {
+    let bad_id = |_| InvalidConnectionString::BadId;
+    let device: DeviceId = device.parse().map_err(bad_id)?;
+    let Some(module) = module else { return Ok(device) };
+    Ok(device.module(&module.parse().map_err(bad_id)?))
+}
+
 /// Shows the key: this text is a secret.
 impl fmt::Display for ConnectionString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HostName={};", self.host_name)?;
         match &self.subject {
-            Subject::Device(device) => write!(f, "DeviceId={device};")?,
+            Subject::Device(device) => {
+                let (device, module) = device.names();
+                write!(f, "DeviceId={device};")?;
+                if let Some(module) = module {
+                    write!(f, "ModuleId={module};")?;
+                }
+            }
             Subject::Policy(policy) => write!(f, "SharedAccessKeyName={policy};")?,
         }
         write!(f, "SharedAccessKey={}", STANDARD.encode(self.key.as_bytes()))
@@ -88,6 +106,7 @@ mod tests {
     fn a_connection_string_survives_the_way_there_and_back() {
         for text in [
             "HostName=localhost:8883;DeviceId=a=b@c;SharedAccessKey=MDEyMzQ1Njc4OWFiY2RlZg==",
+            "HostName=hub;DeviceId=pump;ModuleId=a;SharedAccessKey=MDEyMzQ1Njc4OWFiY2RlZg==",
             "HostName=hub;SharedAccessKeyName=service;SharedAccessKey=MDEyMzQ1Njc4OWFiY2RlZg==",
         ] {
             let parsed: ConnectionString = text.parse().expect("well formed");
@@ -105,5 +124,9 @@ mod tests {
             InvalidConnectionString::BadKey
         );
         assert_eq!(refused("HostName=h;SharedAccessKey=x"), InvalidConnectionString::NoSubject);
+        let of = |who| refused(&format!("HostName=h;{who};SharedAccessKey=x"));
+        assert_eq!(of("ModuleId=m"), InvalidConnectionString::NoSubject);
+        assert_eq!(of("ModuleId=m;SharedAccessKeyName=p"), InvalidConnectionString::NoSubject);
+        assert_eq!(of("DeviceId=a/b"), InvalidConnectionString::BadId);
     }
 }

@@ -35,9 +35,12 @@ pub struct Token<'a> {
 pub(super) enum Resource {
     Hub,
     AllDevices,
-    /// The segment of the device id as it was after decoding the resource once. Some clients escape the id before they
-    /// escape the whole, so that the id may still be escaped.
-    Device(String),
+    /// A device, or one of its modules. The segments of the ids as they were after decoding the resource once: some clients
+    /// escape an id before they escape the whole, so that it may still be escaped.
+    Identity {
+        device: String,
+        module: Option<String>,
+    },
 }
 
 impl<'a> Token<'a> {
@@ -90,11 +93,16 @@ impl<'a> Token<'a> {
         if !is_own_host(segments.next()?, host_names) {
             return None;
         }
-        match (segments.next(), segments.next(), segments.next()) {
-            (None, _, _) => Some(Resource::Hub),
-            (Some("devices"), None, _) => Some(Resource::AllDevices),
-            (Some("devices"), Some(id), None) => Some(Resource::Device(id.to_owned())),
-            // Deeper paths name modules, which do not speak for their device.
+        let rest: Vec<&str> = segments.take(PATH_SEGMENTS_MAX + 1).collect();
+        let identity = |device: &str, module: Option<&str>| Resource::Identity {
+            device: device.to_owned(),
+            module: module.map(str::to_owned),
+        };
+        match rest[..] {
+            [] => Some(Resource::Hub),
+            ["devices"] => Some(Resource::AllDevices),
+            ["devices", device] => Some(identity(device, None)),
+            ["devices", device, "modules", module] => Some(identity(device, Some(module))),
             _ => None,
         }
     }
@@ -113,24 +121,34 @@ impl<'a> Token<'a> {
     }
 }
 
+/// `devices`, an id, `modules`, an id.
+const PATH_SEGMENTS_MAX: usize = 4;
+
 impl Resource {
-    /// Whether it names this device and nothing wider.
-    pub(super) fn is_device(&self, device: &DeviceId) -> bool {
-        match self {
-            Self::Device(id) => {
-                id == device.as_str() || decode(id).is_some_and(|id| id == device.as_str())
+    /// Whether it names this device, or this module, and nothing wider.
+    pub(super) fn is_exactly(&self, id: &DeviceId) -> bool {
+        match (self, id.names()) {
+            (Self::Identity { device, module: None }, (own, None)) => is_id(device, own),
+            (Self::Identity { device, module: Some(module) }, (own, Some(own_module))) => {
+                is_id(device, own) && is_id(module, own_module)
             }
-            Self::Hub | Self::AllDevices => false,
+            (Self::Identity { .. } | Self::Hub | Self::AllDevices, _) => false,
         }
     }
 
-    /// Whether the device stands under it, by whole segments.
-    pub(super) fn covers(&self, device: &DeviceId) -> bool {
+    /// Whether the device or module stands under it, by whole segments.
+    pub(super) fn covers(&self, id: &DeviceId) -> bool {
         match self {
             Self::Hub | Self::AllDevices => true,
-            Self::Device(_) => self.is_device(device),
+            Self::Identity { device, module: None } => is_id(device, id.names().0),
+            Self::Identity { module: Some(_), .. } => self.is_exactly(id),
         }
     }
+}
+
+/// Whether a segment is this id, as it is or escaped once more.
+fn is_id(segment: &str, id: &str) -> bool {
+    segment == id || decode(segment).is_some_and(|segment| segment == id)
 }
 
 /// Whether the hub answers to this name, compared without case and port.
@@ -201,6 +219,10 @@ mod tests {
         vec!["hub.example.com".into(), "localhost".into()]
     }
 
+    fn of(device: &str, module: Option<&str>) -> Resource {
+        Resource::Identity { device: device.to_owned(), module: module.map(str::to_owned) }
+    }
+
     fn resource(text: &str) -> Option<Resource> {
         let token = format!("{SCHEME}sr={text}&sig=AAAA&se=1");
         Token::parse(&token).expect("well formed").resource(&hosts())
@@ -239,7 +261,7 @@ mod tests {
 
     #[test]
     fn resources_are_read_by_whole_segments() {
-        let device = |id: &str| Some(Resource::Device(id.to_owned()));
+        let device = |id: &str| Some(of(id, None));
         let cases = [
             ("hub.example.com", Some(Resource::Hub)),
             ("HUB.example.COM%3A8883%2F", Some(Resource::Hub)),
@@ -247,7 +269,10 @@ mod tests {
             ("localhost%3A8443%2Fdevices%2Fd1", device("d1")),
             ("hub.example.com/devices", Some(Resource::AllDevices)),
             ("hub.example.com%2Fdevices%2Fa%2525b", device("a%25b")),
-            ("hub.example.com%2Fdevices%2Fd1%2Fmodules%2Fm", None),
+            ("hub.example.com%2Fdevices%2Fd1%2Fmodules%2Fm", Some(of("d1", Some("m")))),
+            ("hub.example.com%2Fdevices%2Fd1%2Fmodules", None),
+            ("hub.example.com%2Fdevices%2Fd1%2Fmodulesx%2Fm", None),
+            ("hub.example.com%2Fdevices%2Fd1%2Fmodules%2Fm%2Fx", None),
             ("hub.example.com%2Fdevicesx%2Fd1", None),
             ("other.example.com%2Fdevices%2Fd1", None),
             ("", None),
@@ -260,11 +285,25 @@ mod tests {
     #[test]
     fn a_device_is_not_covered_by_a_prefix_of_its_name() {
         let device = |id: &str| id.parse::<DeviceId>().expect("a legal id");
-        assert!(!Resource::Device("a".into()).covers(&device("ab")));
-        assert!(Resource::Device("a".into()).covers(&device("a")));
-        assert!(Resource::Device("a%25b".into()).is_device(&device("a%b")), "escaped twice");
-        assert!(Resource::Device("a%25b".into()).is_device(&device("a%25b")), "escaped once");
-        assert!(!Resource::Hub.is_device(&device("a")));
+        assert!(!of("a", None).covers(&device("ab")));
+        assert!(of("a", None).covers(&device("a")));
+        assert!(of("a%25b", None).is_exactly(&device("a%b")), "escaped twice");
+        assert!(of("a%25b", None).is_exactly(&device("a%25b")), "escaped once");
+        assert!(!Resource::Hub.is_exactly(&device("a")));
+    }
+
+    #[test]
+    fn a_module_is_covered_by_its_device_and_named_by_itself_alone() {
+        let device: DeviceId = "a".parse().expect("a legal id");
+        let module = device.module(&"m%1".parse().expect("a legal id"));
+        assert!(of("a", None).covers(&module) && !of("a", None).is_exactly(&module));
+        for name in ["m%1", "m%251"] {
+            assert!(of("a", Some(name)).is_exactly(&module), "{name}");
+            assert!(!of("a", Some(name)).covers(&device), "{name}");
+        }
+        for (device, name) in [("a", "m"), ("b", "m%1")] {
+            assert!(!of(device, Some(name)).covers(&module), "{device} {name}");
+        }
     }
 
     #[test]

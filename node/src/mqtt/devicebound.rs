@@ -1,4 +1,4 @@
-//! The topic under which a device gets a command: its own, with the command's properties in a bag (`spec/mqtt.md` 7.2).
+//! The topic under which a device or a module gets a command: its own, with the command's properties in a bag (`spec/mqtt.md` 7.2).
 
 use drover_cluster::wire::message::Content;
 use drover_core::ids::DeviceId;
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::status::timestamp;
+use super::topics;
 
 /// What MQTT can say about the length of a topic.
 const TOPIC_BYTES_MAX: usize = 65_535;
@@ -28,8 +29,9 @@ const TOLD: [(&str, &str); 6] = [
 
 /// The topic of a command; `None` if its properties make it longer than MQTT allows.
 pub(super) fn topic(device: &DeviceId, command: &Command, content: &Content) -> Option<String> {
-    let mut topic = format!("devices/{device}/messages/devicebound/%24.to=");
-    topic.extend(escaped(&format!("/devices/{device}/messages/devicebound")));
+    let path = topics::path(device);
+    let mut topic = format!("{path}/messages/devicebound/%24.to=");
+    topic.extend(escaped(&format!("/{path}/messages/devicebound")));
     topic.push_str("&%24.mid=");
     topic.extend(escaped(command.id.as_str()));
     for (name, value) in &content.system {

@@ -1,4 +1,4 @@
-//! CONNECT as a claim: which device wants to connect, and what it brings to prove it (`spec/mqtt.md` section 2).
+//! CONNECT as a claim: which device or module wants to connect, and what it brings to prove it (`spec/mqtt.md` section 2).
 //!
 //! Nothing is believed yet; `identity` checks the claim.
 
@@ -69,12 +69,11 @@ fn claimed_device(client_id: &str, user: &UserName<'_>) -> Result<DeviceId, Conn
     if !named {
         return Err(ConnectReturnCode::IdentifierRejected);
     }
-    let device = user.device.parse().map_err(|_| ConnectReturnCode::IdentifierRejected)?;
-    match user.module {
-        None => Ok(device),
-        // No modules can be registered yet, so each is unknown.
-        Some(_) => Err(ConnectReturnCode::NotAuthorized),
-    }
+    let device: DeviceId =
+        user.device.parse().map_err(|_| ConnectReturnCode::IdentifierRejected)?;
+    let Some(module) = user.module else { return Ok(device) };
+    let module = module.parse().map_err(|_| ConnectReturnCode::IdentifierRejected)?;
+    Ok(device.module(&module))
 }
 
 /// The will as the message that it will be. It goes to the device's own telemetry topic, or the connection is refused.
@@ -197,14 +196,23 @@ mod tests {
             ("a?b", "hub/a?b/?api-version=2019-10-01"),
             ("?", "hub/?/?api-version=2019-10-01"),
             ("a%2Fb", "hub/a%2Fb/?auth-chain=x"),
+            ("d/m", "hub/d/m/?api-version=2021-04-12"),
+            ("d/m", "hub/d/m/api-version=2016-11-14"),
         ] {
             assert_eq!(code(client_id, user_name), None, "{user_name}");
         }
     }
 
     #[test]
+    fn a_module_claims_its_own_name() {
+        let (login, _) =
+            read_it(&connect("d/$m", "hub/d/$m/?api-version=2019-10-01")).expect("own");
+        assert_eq!(login.device.names(), ("d", Some("$m")));
+    }
+
+    #[test]
     fn a_claim_that_is_not_consistent_is_refused() {
-        use ConnectReturnCode::{BadUserNameOrPassword, IdentifierRejected, NotAuthorized};
+        use ConnectReturnCode::{BadUserNameOrPassword, IdentifierRejected};
         for (client_id, user_name, expected) in [
             ("d", "", BadUserNameOrPassword),
             ("d", "hub", BadUserNameOrPassword),
@@ -219,7 +227,10 @@ mod tests {
             ("", "hub/d", IdentifierRejected),
             ("é", "hub/é", IdentifierRejected),
             ("d", "hub/d/m", IdentifierRejected),
-            ("d/m", "hub/d/m/?api-version=2021-04-12", NotAuthorized),
+            ("d/m", "hub/d", IdentifierRejected),
+            ("d", "hub/d/m/?api-version=2021-04-12", IdentifierRejected),
+            ("d/m/x", "hub/d/m/?api-version=2021-04-12", IdentifierRejected),
+            ("d/é", "hub/d/é/?api-version=2021-04-12", IdentifierRejected),
         ] {
             assert_eq!(code(client_id, user_name), Some(expected), "{user_name}");
         }

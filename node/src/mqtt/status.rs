@@ -76,9 +76,12 @@ pub fn ended_by(refusal: &Refusal) -> Option<CloseReason> {
     match refusal {
         Refusal::StaleSession { .. } => Some(CloseReason::Replaced),
         Refusal::DeviceNotFound { .. }
+        | Refusal::ModuleNotFound { .. }
         | Refusal::DeviceDisabled { .. }
         | Refusal::CredentialsChanged => Some(CloseReason::Revoked),
         Refusal::DeviceAlreadyExists { .. }
+        | Refusal::ModuleAlreadyExists { .. }
+        | Refusal::TooManyModules { .. }
         | Refusal::EtagMismatch { .. }
         | Refusal::VersionMismatch { .. }
         | Refusal::InvalidTwin { .. }
@@ -177,6 +180,7 @@ mod tests {
         let code = |refusal| return_code(open_error(&Error::Refused(refusal)));
         for refusal in [
             Refusal::DeviceNotFound { device: device.clone() },
+            Refusal::ModuleNotFound { module: device.clone() },
             Refusal::DeviceDisabled { device: device.clone() },
         ] {
             assert_eq!(code(refusal), ConnectReturnCode::NotAuthorized);

@@ -40,11 +40,28 @@ pub fn publication<'a>(topic: &'a str, device: &DeviceId) -> Option<Publication<
 }
 
 fn telemetry<'a>(topic: &'a str, device: &DeviceId) -> Option<Publication<'a>> {
-    let rest = topic.strip_prefix("devices/")?.strip_prefix(device.as_str())?;
-    let rest = rest.strip_prefix("/messages/events")?;
+    let rest = below_own(topic, device)?.strip_prefix("/messages/events")?;
     match rest.strip_prefix('/') {
         Some(bag) => Some(Publication::Telemetry { bag }),
         None => rest.is_empty().then_some(Publication::Telemetry { bag: "" }),
+    }
+}
+
+/// What stands in a topic after the path of a device, or of a module. A device's own path is no part of its modules'.
+fn below_own<'a>(topic: &'a str, device: &DeviceId) -> Option<&'a str> {
+    let (device, module) = device.names();
+    let rest = topic.strip_prefix("devices/")?.strip_prefix(device)?;
+    match module {
+        None => Some(rest),
+        Some(module) => rest.strip_prefix("/modules/")?.strip_prefix(module),
+    }
+}
+
+/// The path of a device, or of a module, as it stands in topics and addresses.
+pub(super) fn path(device: &DeviceId) -> String {
+    match device.names() {
+        (device, None) => format!("devices/{device}"),
+        (device, Some(module)) => format!("devices/{device}/modules/{module}"),
     }
 }
 
@@ -89,10 +106,13 @@ pub fn channel(filter: &str, device: &DeviceId) -> Option<Channel> {
         "$iothub/twin/res/#" => Some(Channel::TwinResponses),
         "$iothub/twin/PATCH/properties/desired/#" => Some(Channel::DesiredPatches),
         "$iothub/methods/POST/#" => Some(Channel::Methods),
-        _ => {
-            let rest = filter.strip_prefix("devices/")?.strip_prefix(device.as_str())?;
-            (rest == "/messages/devicebound/#").then_some(Channel::Commands)
-        }
+        _ => match below_own(filter, device)? {
+            "/messages/devicebound/#" => Some(Channel::Commands),
+            // The SDKs for C and C# mean commands and inputs by it, and a hub has nothing for inputs.
+            "/#" if device.is_module() => Some(Channel::Commands),
+            "/inputs/#" if device.is_module() => Some(Channel::Inputs),
+            _ => None,
+        },
     }
 }
 
@@ -225,6 +245,44 @@ mod tests {
         ];
         for (filter, expected) in cases {
             assert_eq!(channel(filter, &id("d1")), expected, "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_module_and_its_device_keep_to_their_own_topics() {
+        let module = id("d1").module(&"m".parse().expect("a legal id"));
+        let bag = |bag| Some(Publication::Telemetry { bag });
+        assert_eq!(publication("devices/d1/modules/m/messages/events/a=b", &module), bag("a=b"));
+        assert_eq!(publication("devices/d1/modules/m/messages/events", &module), bag(""));
+        for other in [
+            "devices/d1/messages/events/",
+            "devices/d1/modules/n/messages/events/",
+            "devices/d1/modules/mm/messages/events/",
+            "devices/d2/modules/m/messages/events/",
+            "devices/d1/m/messages/events/",
+            "devices/d1/modules/m/inputs/in",
+        ] {
+            assert_eq!(publication(other, &module), None, "{other}");
+        }
+        let cases = [
+            ("devices/d1/modules/m/#", Some(Channel::Commands)),
+            ("devices/d1/modules/m/messages/devicebound/#", Some(Channel::Commands)),
+            ("devices/d1/modules/m/inputs/#", Some(Channel::Inputs)),
+            ("$iothub/methods/POST/#", Some(Channel::Methods)),
+            ("devices/d1/messages/devicebound/#", None),
+            ("devices/d1/modules/#", None),
+            ("devices/d1/modules/n/#", None),
+            ("devices/d1/#", None),
+        ];
+        for (filter, expected) in cases {
+            assert_eq!(channel(filter, &module), expected, "{filter}");
+            let of_device = expected.filter(|channel| *channel == Channel::Methods);
+            let own = filter == "devices/d1/messages/devicebound/#";
+            assert_eq!(
+                channel(filter, &id("d1")).is_some(),
+                of_device.is_some() || own,
+                "{filter}"
+            );
         }
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use drover_core::device::{
     Authentication, Channel, Device, Key, Presence, Qos, Status, Subscriptions,
 };
-use drover_core::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, SessionEpoch};
+use drover_core::ids::{DeviceId, Etag, GenerationId, LogTime, ModuleId, NodeId, SessionEpoch};
 use drover_proto::record;
 
 use super::mailbox::{head_from_record, head_to_record};
@@ -27,6 +27,7 @@ pub fn device_to_bytes(device: &Device) -> Bytes {
         subscriptions: subscriptions_to_record(subscriptions),
         node: node.map(NodeId::to_u64),
         mailbox: Some(head_to_record(&device.mailbox)),
+        modules: device.modules.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -49,11 +50,16 @@ pub fn device_from_bytes(bytes: Bytes) -> Result<Device, Invalid> {
             subscriptions: subscriptions_from_record(device.subscriptions)?,
         },
         mailbox: head_from_record(device.mailbox.unwrap_or_default()),
+        modules: device.modules.iter().map(|id| module_id(id)).collect::<Result<_, _>>()?,
     })
 }
 
 pub(super) fn device_id(id: &str) -> Result<DeviceId, Invalid> {
-    id.parse().map_err(|problem| Invalid::new("device.id", problem))
+    DeviceId::from_key(id).map_err(|problem| Invalid::new("device.id", problem))
+}
+
+fn module_id(id: &str) -> Result<ModuleId, Invalid> {
+    id.parse().map_err(|problem| Invalid::new("device.modules", problem))
 }
 
 pub(super) fn status(disabled: bool) -> Status {
@@ -149,6 +155,7 @@ pub(super) fn channel_to_record(channel: Channel) -> record::Channel {
         Channel::TwinResponses => record::Channel::TwinResponses,
         Channel::DesiredPatches => record::Channel::DesiredPatches,
         Channel::Methods => record::Channel::Methods,
+        Channel::Inputs => record::Channel::Inputs,
     }
 }
 
@@ -158,6 +165,7 @@ pub(super) fn channel_from_record(channel: record::Channel) -> Result<Channel, I
         record::Channel::TwinResponses => Ok(Channel::TwinResponses),
         record::Channel::DesiredPatches => Ok(Channel::DesiredPatches),
         record::Channel::Methods => Ok(Channel::Methods),
+        record::Channel::Inputs => Ok(Channel::Inputs),
         record::Channel::Unspecified => Err(Invalid::new("channel", "is not known")),
     }
 }

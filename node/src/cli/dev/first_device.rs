@@ -60,7 +60,7 @@ impl NewHub {
         let connection = ConnectionString {
             host_name: "localhost".to_owned(),
             key: primary_key(&device)?,
-            subject: Subject::Device(device.id),
+            subject: Subject::Device(device.id.parse().context("the hub sent an id that is none")?),
         };
         save(&layout.connection_file(id), &connection)?;
         Ok(connection)

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use drover_core::ids::DeviceId;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -170,8 +169,6 @@ fn thermometer(layout: &Layout, connection: ConnectionString) -> Result<Thermome
     let Subject::Device(device) = connection.subject else {
         bail!("the thermometer needs a device's connection string");
     };
-    let device: DeviceId =
-        device.parse().context("the first device has an id that is not legal")?;
     let addresses = layout.nodes.iter().filter_map(|node| match node.config.listen.mqtts {
         Listen::At(address) => Some(address),
         Listen::Off => None,

@@ -38,7 +38,7 @@ impl TryFrom<admin::SendCommandRequest> for Send {
         let not_before = request.scheduled_for.as_ref();
         let not_before = not_before.map(|time| log_time("scheduled_for", time)).transpose()?;
         Ok(Self {
-            device: super::device_id("device_id", &request.device_id)?,
+            device: super::identity(&request.device_id, &request.module_id)?,
             command: SendCommand {
                 id: id.map(|id| command_id(id)).transpose()?,
                 key: key(&request.supersede_key)?,
@@ -143,7 +143,7 @@ impl TryFrom<admin::ListCommandsRequest> for List {
             Invalid::new("page_token", "use the next_page_token of the page before, unchanged")
         })?;
         Ok(Self {
-            device: super::device_id("device_id", &request.device_id)?,
+            device: super::identity(&request.device_id, &request.module_id)?,
             after: CommandSequence::new(after),
             limit: super::page_size(request.page_size)?,
             with_bodies: request.with_bodies,
@@ -196,8 +196,10 @@ pub(crate) fn command(device: &DeviceId, command: mailbox::Command) -> admin::Co
         State::Locked { until } => (CommandState::Locked, Some(timestamp(until)), None),
         State::Ended { ending, at } => (ending_state(ending), None, Some(timestamp(at))),
     };
+    let (device_id, module_id) = super::names(device);
     admin::Command {
-        device_id: device.to_string(),
+        device_id,
+        module_id,
         sequence: command.sequence.get(),
         message_id: command.id.to_string(),
         supersede_key: command.key.unwrap_or_default(),
@@ -243,10 +245,12 @@ fn delivery(attempt: &Attempt) -> admin::CommandDelivery {
 
 pub(crate) fn feedback(stored: StoredFeedback) -> admin::Feedback {
     let StoredFeedback { shard, offset, feedback } = stored;
+    let (device_id, module_id) = super::names(&feedback.device);
     admin::Feedback {
         shard: shard.number(),
         offset: offset.get(),
-        device_id: feedback.device.to_string(),
+        device_id,
+        module_id,
         generation_id: feedback.generation.to_string(),
         message_id: feedback.command.to_string(),
         state: ending_state(feedback.ending).into(),

@@ -27,14 +27,10 @@ impl TryFrom<admin::CreateDeviceRequest> for CreateDevice {
     type Error = Invalid;
 
     fn try_from(request: admin::CreateDeviceRequest) -> Result<Self, Invalid> {
-        let authentication = match request.authentication {
-            None => generated_keys(),
-            Some(authentication) => self::authentication(authentication, None)?,
-        };
         let spec = DeviceSpec {
             status: status(request.status)?.unwrap_or(Status::Enabled),
             status_reason: status_reason(request.status_reason)?,
-            authentication,
+            authentication: authentication_or_keys(request.authentication)?,
             tags: documents::object("tags", request.tags.unwrap_or_default())?,
             desired: documents::object("desired", request.desired.unwrap_or_default())?,
         };
@@ -71,6 +67,15 @@ impl TryFrom<admin::UpdateDeviceRequest> for UpdateDevice {
 }
 
 impl UpdateDevice {
+    /// A change of nothing but the credentials.
+    pub(crate) fn of_credentials(
+        id: DeviceId,
+        if_match: Condition,
+        authentication: Option<admin::Authentication>,
+    ) -> Self {
+        Self { id, if_match, status: None, status_reason: None, authentication }
+    }
+
     /// Whether the change says all by itself.
     pub(crate) fn is_complete(&self) -> bool {
         let kind = self.authentication.as_ref().and_then(|given| given.kind.as_ref());
@@ -103,22 +108,28 @@ impl TryFrom<admin::RotateKeysRequest> for RotateKeys {
     type Error = Invalid;
 
     fn try_from(request: admin::RotateKeysRequest) -> Result<Self, Invalid> {
-        if !request.primary && !request.secondary {
+        let id = super::device_id("id", &request.id)?;
+        let if_match = super::condition("if_match", &request.if_match)?;
+        Self::new(id, if_match, request.primary, request.secondary)
+    }
+}
+
+impl RotateKeys {
+    pub(crate) fn new(
+        id: DeviceId,
+        if_match: Condition,
+        primary: bool,
+        secondary: bool,
+    ) -> Result<Self, Invalid> {
+        if !primary && !secondary {
             return Err(Invalid::new(
                 "primary",
                 "say which key to replace: primary, secondary or both",
             ));
         }
-        Ok(Self {
-            id: super::device_id("id", &request.id)?,
-            if_match: super::condition("if_match", &request.if_match)?,
-            primary: request.primary,
-            secondary: request.secondary,
-        })
+        Ok(Self { id, if_match, primary, secondary })
     }
-}
 
-impl RotateKeys {
     /// The change for the device as it is.
     pub(crate) fn over(&self, current: &Device) -> Result<DeviceUpdate, Invalid> {
         let Authentication::Sas { primary, secondary } = &current.authentication else {
@@ -154,6 +165,16 @@ fn status_reason(reason: String) -> Result<Option<String>, Invalid> {
         return Err(Invalid::new("status_reason", problem));
     }
     Ok(Some(reason).filter(|reason| !reason.is_empty()))
+}
+
+/// What is given or, if nothing is, keys that are made here.
+pub(crate) fn authentication_or_keys(
+    given: Option<admin::Authentication>,
+) -> Result<Authentication, Invalid> {
+    match given {
+        None => Ok(generated_keys()),
+        Some(given) => authentication(given, None),
+    }
 }
 
 /// `kept`: where empty keys come from; without it they are made.
@@ -242,14 +263,14 @@ pub(crate) fn device(device: Device) -> admin::Device {
         status: status.into(),
         status_reason: device.status_reason.unwrap_or_default(),
         status_updated: Some(super::timestamp(device.status_updated)),
-        authentication: Some(admin::Authentication { kind: Some(kind(device.authentication)) }),
+        authentication: Some(shown(device.authentication)),
         connected: device.presence.connected_since.is_some(),
         connection_state_updated: device.presence.changed.map(super::timestamp),
     }
 }
 
-fn kind(authentication: Authentication) -> Kind {
-    match authentication {
+pub(crate) fn shown(authentication: Authentication) -> admin::Authentication {
+    let kind = match authentication {
         Authentication::Sas { primary, secondary } => Kind::Sas(admin::SymmetricKeys {
             primary_key: key_text(&primary),
             secondary_key: key_text(&secondary),
@@ -262,7 +283,8 @@ fn kind(authentication: Authentication) -> Kind {
             Kind::CertificateAuthority(admin::CertificateAuthority {})
         }
         Authentication::None => Kind::None(admin::NoAuthentication {}),
-    }
+    };
+    admin::Authentication { kind: Some(kind) }
 }
 
 pub(crate) fn page(page: DevicePage) -> admin::ListDevicesResponse {
@@ -328,6 +350,7 @@ mod tests {
             authentication: generated_keys(),
             presence: Presence::default(),
             mailbox: drover_core::mailbox::Head::default(),
+            modules: std::collections::BTreeSet::new(),
         }
     }
 

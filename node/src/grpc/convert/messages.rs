@@ -98,7 +98,7 @@ impl TryFrom<admin::ReadHistoryRequest> for ReadHistory {
             time.map_or(Ok(otherwise), |time| super::log_time(field, &time))
         };
         Ok(Self {
-            device: super::device_id("device_id", &request.device_id)?,
+            device: super::identity(&request.device_id, &request.module_id)?,
             from: time("from", request.from, LogTime::new(0))?,
             until: time("until", request.until, LogTime::new(u64::MAX))?,
             after: history_token(&request.page_token)?,
@@ -139,10 +139,12 @@ pub(crate) fn shard(number: u32, shards: ShardCount) -> Result<ShardId, Invalid>
 /// A stored message as clients see it. Fails only if what was stored is not a message of ours.
 pub(crate) fn message(stored: StoredMessage) -> Result<admin::Message, Invalid> {
     let content = Content::decode(stored.message)?;
+    let (device_id, module_id) = super::names(&stored.device);
     Ok(admin::Message {
         shard: stored.shard.number(),
         offset: stored.offset.get(),
-        device_id: stored.device.to_string(),
+        device_id,
+        module_id,
         generation_id: stored.generation.to_string(),
         enqueued: Some(super::timestamp(stored.at)),
         body: content.body.into(),

@@ -7,7 +7,7 @@ use drover_cluster::core::ids::DeviceId;
 use drover_cluster::core::method::MethodResponse;
 use drover_proto::admin::{InvokeMethodRequest, InvokeMethodResponse};
 
-use super::device_id;
+use super::identity;
 use crate::grpc::status::Invalid;
 
 /// How long a caller that says nothing waits for the answer (Azure IoT Hub, direct methods).
@@ -37,7 +37,7 @@ impl TryFrom<InvokeMethodRequest> for Invoke {
             connect_timeout: connect.unwrap_or_default(),
             response_timeout: response.unwrap_or(RESPONSE_TIMEOUT),
         };
-        Ok(Self { device: device_id("device_id", &request.device_id)?, call })
+        Ok(Self { device: identity(&request.device_id, &request.module_id)?, call })
     }
 }
 

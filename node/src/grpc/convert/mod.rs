@@ -10,6 +10,7 @@ pub(crate) mod devices;
 pub(crate) mod documents;
 pub(crate) mod messages;
 pub(crate) mod methods;
+pub(crate) mod modules;
 pub(crate) mod twins;
 
 use drover_cluster::core::change::Condition;
@@ -26,6 +27,22 @@ pub(crate) const RECHECK: std::time::Duration = std::time::Duration::from_secs(1
 
 pub(crate) fn device_id(field: &str, id: &str) -> Result<DeviceId, Invalid> {
     id.parse().map_err(|problem| Invalid::new(field, problem))
+}
+
+/// The device itself or, if `module` is not empty, that module of it.
+pub(crate) fn identity(device: &str, module: &str) -> Result<DeviceId, Invalid> {
+    let device = device_id("device_id", device)?;
+    if module.is_empty() {
+        return Ok(device);
+    }
+    let module = module.parse().map_err(|problem| Invalid::new("module_id", problem))?;
+    Ok(device.module(&module))
+}
+
+/// How a device or module is named in answers: `device_id` and `module_id`, which is empty for a device.
+pub(crate) fn names(id: &DeviceId) -> (String, String) {
+    let (device, module) = id.names();
+    (device.to_owned(), module.unwrap_or_default().to_owned())
 }
 
 /// An etag as a client sends it: what an answer said, perhaps in the quotes that HTTP puts around it. Empty and `*`
@@ -79,6 +96,18 @@ mod tests {
             assert_eq!(condition("if_match", text), Ok(Condition::Any));
         }
         assert!(condition("if_match", "AAAA=").is_err());
+    }
+
+    #[test]
+    fn an_identity_is_a_device_or_one_of_its_modules() {
+        for (device, module) in [("pump", ""), ("pump", "ai")] {
+            let id = identity(device, module).expect("it is legal");
+            assert_eq!(names(&id), (device.to_owned(), module.to_owned()));
+        }
+        let field = |device, module| identity(device, module).map_err(|invalid| invalid.field);
+        assert_eq!(field("pump/ai", ""), Err("device_id".into()));
+        assert_eq!(field("pump", "a/i"), Err("module_id".into()));
+        assert_eq!(field("", "ai"), Err("device_id".into()));
     }
 
     #[test]

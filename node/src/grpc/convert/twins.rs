@@ -33,13 +33,15 @@ impl UpdateTwin {
             tags: section("tags", request.tags)?,
             desired: section("desired", request.desired)?,
         };
-        Ok(Self { device: super::device_id("device_id", &request.device_id)?, change })
+        Ok(Self { device: super::identity(&request.device_id, &request.module_id)?, change })
     }
 }
 
 pub(crate) fn twin(device: &DeviceId, twin: &Twin) -> admin::Twin {
+    let (device_id, module_id) = super::names(device);
     admin::Twin {
-        device_id: device.to_string(),
+        device_id,
+        module_id,
         etag: twin.etag.to_string(),
         version: twin.version.get(),
         tags: Some(documents::structure(&twin.tags)),
