@@ -28,7 +28,7 @@ pub struct Records {
     /// Loaded only for changes that need them.
     pub commands: Option<Commands>,
     /// The device whose module this is. Loaded only for changes that need it, and the shell's to put back.
-    pub owner: Option<Device>,
+    pub owner: Option<Box<Device>>,
 }
 
 /// What the change did, for the shell to carry out.
@@ -304,7 +304,7 @@ fn create(
     let module = module::name(id);
     let status = match module {
         None => spec.status,
-        Some(_) => module::admit(records.owner.as_ref(), id)?,
+        Some(_) => module::admit(records.owner.as_deref(), id)?,
     };
     let etag = Etag::new(stream.retired).next();
     let twin = Twin::new(etag, &spec.tags, &spec.desired, at)?;

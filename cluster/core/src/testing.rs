@@ -22,11 +22,11 @@ pub(crate) fn apply_all(
     let owner = wanted.and_then(|owner| records.get(&owner)?.device.clone());
     let of_it = records.entry(id.clone()).or_default();
     of_it.commands.get_or_insert_default();
-    of_it.owner = owner;
+    of_it.owner = owner.map(Box::new);
     let applied = apply_device(of_it, stream, id, change, at);
     if let Some(owner) = of_it.owner.take().filter(|_| applied.owner_touched) {
         let of_owner = records.entry(owner.id.clone()).or_default();
-        of_owner.device = Some(owner);
+        of_owner.device = Some(*owner);
     }
     let follows = applied.follows.clone();
     let mut all = vec![(id.clone(), applied)];

@@ -2,6 +2,7 @@
 
 mod commands;
 mod methods;
+mod modules;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

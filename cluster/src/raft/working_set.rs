@@ -55,7 +55,7 @@ impl WorkingSet {
         change: &DeviceChange,
     ) -> Result<&mut Loaded, Error> {
         let owner = if needs_owner(id, change) {
-            self.loaded(&id.owner())?.records.device.clone()
+            self.loaded(&id.owner())?.records.device.clone().map(Box::new)
         } else {
             None
         };
@@ -80,9 +80,9 @@ impl WorkingSet {
     }
 
     /// Puts back what a module's change has made of its device.
-    pub(super) fn put_owner(&mut self, owner: Device) -> Result<(), Error> {
+    pub(super) fn put_owner(&mut self, owner: Box<Device>) -> Result<(), Error> {
         let loaded = self.loaded(&owner.id)?;
-        loaded.records.device = Some(owner);
+        loaded.records.device = Some(*owner);
         loaded.device_changed = true;
         Ok(())
     }

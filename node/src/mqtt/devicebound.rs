@@ -130,6 +130,16 @@ mod tests {
     }
 
     #[test]
+    fn a_module_gets_its_commands_below_its_own_path() {
+        let module = device().module(&"ai".parse().expect("a legal id"));
+        assert_eq!(
+            topic(&module, &command(Ack::None), &Content::default()).expect("it is short"),
+            "devices/d$1/modules/ai/messages/devicebound/\
+             %24.to=%2Fdevices%2Fd%241%2Fmodules%2Fai%2Fmessages%2Fdevicebound&%24.mid=m%231"
+        );
+    }
+
+    #[test]
     fn a_topic_that_mqtt_cannot_carry_is_none() {
         let application = vec![("k".to_owned(), Some("/".repeat(22_000)))];
         let content = Content { application, ..Content::default() };

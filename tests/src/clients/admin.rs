@@ -1,4 +1,4 @@
-//! A back end over gRPC: what the tests ask of a cluster.
+//! A back end over gRPC: what the tests ask of a cluster. Where a device is named, `device/module` names one of its modules.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,14 +13,15 @@ use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::methods_client::MethodsClient;
+use drover_proto::admin::modules_client::ModulesClient;
 use drover_proto::admin::read_stream_request::From as ReadFrom;
 use drover_proto::admin::twins_client::TwinsClient;
 use drover_proto::admin::{
     Acknowledgement, Authentication, Command, CreateAuthorityRequest, CreateDeviceRequest,
-    Feedback, GetCommandRequest, GetStatusRequest, GetTwinRequest, InitializeRequest,
-    InvokeMethodRequest, InvokeMethodResponse, Member, Message, Permission, ReadFeedbackRequest,
-    ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin, UpdateTwinRequest,
-    VerifyAuthorityRequest,
+    CreateModuleRequest, Feedback, GetCommandRequest, GetStatusRequest, GetTwinRequest,
+    InitializeRequest, InvokeMethodRequest, InvokeMethodResponse, Member, Message, Permission,
+    ReadFeedbackRequest, ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin,
+    UpdateTwinRequest, VerifyAuthorityRequest,
 };
 use serde_json::Value;
 use tonic::metadata::MetadataValue;
@@ -30,7 +31,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Request, Status};
 
 use super::json::json_struct;
-use super::{ANSWER_TIMEOUT, HOST};
+use super::{ANSWER_TIMEOUT, HOST, names};
 use crate::certificates::Authority;
 
 /// Puts a credential, or nothing, into each call.
@@ -52,6 +53,7 @@ type Service = InterceptedService<Channel, Credential>;
 #[derive(Clone)]
 pub struct Admin {
     pub devices: DevicesClient<Service>,
+    pub modules: ModulesClient<Service>,
     pub twins: TwinsClient<Service>,
     pub messages: MessagesClient<Service>,
     pub commands: CommandsClient<Service>,
@@ -105,6 +107,7 @@ impl Admin {
         let service = InterceptedService::new(channel, credential);
         Ok(Self {
             devices: DevicesClient::new(service.clone()),
+            modules: ModulesClient::new(service.clone()),
             twins: TwinsClient::new(service.clone()),
             messages: MessagesClient::new(service.clone()),
             commands: CommandsClient::new(service.clone()),
@@ -174,15 +177,30 @@ impl Admin {
         Ok(())
     }
 
+    /// Creates a module; answers with its primary key.
+    pub async fn create_module(&self, id: &str) -> Result<String, Status> {
+        let (device_id, module_id) = names(id);
+        let request =
+            CreateModuleRequest { device_id, module_id, ..CreateModuleRequest::default() };
+        let module = self.modules.clone().create_module(request).await?.into_inner();
+        match module.authentication.and_then(|authentication| authentication.kind) {
+            Some(Kind::Sas(keys)) => Ok(keys.primary_key),
+            other => Err(Status::internal(format!("a new module has keys, not {other:?}"))),
+        }
+    }
+
     pub async fn twin(&self, device: &str) -> Result<Twin, Status> {
-        let request = GetTwinRequest { device_id: device.to_owned() };
+        let (device_id, module_id) = names(device);
+        let request = GetTwinRequest { device_id, module_id };
         Ok(self.twins.clone().get_twin(request).await?.into_inner())
     }
 
     /// Merges desired properties.
     pub async fn patch_desired(&self, device: &str, desired: &Value) -> Result<Twin, Status> {
+        let (device_id, module_id) = names(device);
         let request = UpdateTwinRequest {
-            device_id: device.to_owned(),
+            device_id,
+            module_id,
             desired: Some(json_struct(desired)),
             ..UpdateTwinRequest::default()
         };
@@ -214,7 +232,8 @@ impl Admin {
     /// The messages of one device, by its shard's offsets.
     pub async fn messages_of(&self, device: &str) -> Result<Vec<Message>, Status> {
         let mut messages = self.all_messages().await?;
-        messages.retain(|message| message.device_id == device);
+        let (device, module) = names(device);
+        messages.retain(|message| message.device_id == device && message.module_id == module);
         Ok(messages)
     }
 }
@@ -239,8 +258,10 @@ impl Admin {
         patience: Duration,
     ) -> Result<InvokeMethodResponse, Status> {
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let (device_id, module_id) = names(device);
         let request = InvokeMethodRequest {
-            device_id: device.to_owned(),
+            device_id,
+            module_id,
             method_name: method.to_owned(),
             payload: payload.to_owned(),
             connect_timeout: seconds(1),
@@ -255,8 +276,10 @@ impl Admin {
         device: &str,
         id: &str,
     ) -> Result<SendCommandResponse, Status> {
+        let (device_id, module_id) = names(device);
         let request = SendCommandRequest {
-            device_id: device.to_owned(),
+            device_id,
+            module_id,
             message_id: id.to_owned(),
             body: id.as_bytes().to_vec(),
             acknowledgement: Acknowledgement::Full.into(),
@@ -266,7 +289,8 @@ impl Admin {
     }
 
     pub async fn command(&self, device: &str, id: &str) -> Result<Command, Status> {
-        let request = GetCommandRequest { device_id: device.to_owned(), message_id: id.to_owned() };
+        let (device_id, module_id) = names(device);
+        let request = GetCommandRequest { device_id, module_id, message_id: id.to_owned() };
         Ok(self.commands.clone().get_command(request).await?.into_inner())
     }
 
@@ -281,7 +305,8 @@ impl Admin {
                 feedback.extend(response.feedback);
             }
         }
-        feedback.retain(|feedback| feedback.device_id == device);
+        let (device, module) = names(device);
+        feedback.retain(|feedback| feedback.device_id == device && feedback.module_id == module);
         Ok(feedback)
     }
 }

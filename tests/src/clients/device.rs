@@ -1,4 +1,4 @@
-//! A device over MQTT. The wire is `drover_chaos::mqtt`'s; what is sent and expected is here.
+//! A device or module over MQTT. The wire is `drover_chaos::mqtt`'s; what is sent and expected is here.
 
 use std::net::SocketAddr;
 
@@ -28,6 +28,11 @@ impl std::fmt::Debug for Device {
     }
 }
 
+/// The path of a device, or of a module whose id is `device/module`, in topics and tokens.
+fn path(id: &str) -> String {
+    format!("devices/{}", id.replace('/', "/modules/"))
+}
+
 /// What a device proves itself with.
 pub struct Login<'a> {
     pub id: &'a str,
@@ -42,7 +47,7 @@ impl<'a> Login<'a> {
         Ok(Self {
             id,
             user: format!("{HOST}/{id}/?api-version=2021-04-12"),
-            password: sas::token(&format!("{HOST}/devices/{id}"), key, None)?,
+            password: sas::token(&format!("{HOST}/{}", path(id)), key, None)?,
             clean_session: false,
         })
     }
@@ -99,7 +104,7 @@ impl Device {
 
     /// The topic of the device's own telemetry.
     pub fn events(&self) -> String {
-        format!("devices/{}/messages/events/", self.id)
+        format!("{}/messages/events/", path(&self.id))
     }
 
     /// Sends telemetry and waits for its PUBACK.
@@ -176,13 +181,13 @@ impl Device {
     }
 
     pub async fn subscribe_commands(&mut self, qos: u8) -> Result<()> {
-        let filter = format!("devices/{}/messages/devicebound/#", self.id);
+        let filter = format!("{}/messages/devicebound/#", path(&self.id));
         self.link.subscribe(&filter, qos).await
     }
 
     /// Waits for a command. It is not acknowledged.
     pub async fn command(&mut self) -> Result<Received> {
-        let prefix = format!("devices/{}/messages/devicebound/", self.id);
+        let prefix = format!("{}/messages/devicebound/", path(&self.id));
         let command = |packet: &Packet| {
             let Packet::Publish { topic, id, dup, payload } = packet else { return None };
             let bag = std::str::from_utf8(topic).ok()?.strip_prefix(&prefix)?.to_owned();

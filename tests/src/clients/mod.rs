@@ -21,6 +21,12 @@ pub const HOST: &str = "localhost";
 /// How long a hub has to answer anything.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The device and, of `device/module`, the module; empty for a device itself.
+fn names(id: &str) -> (String, String) {
+    let (device, module) = id.split_once('/').unwrap_or((id, ""));
+    (device.to_owned(), module.to_owned())
+}
+
 /// Says `begun` and nothing more, and waits until the hub closes the connection.
 pub async fn until_closed(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,

@@ -89,7 +89,7 @@ async fn errors_carry_a_reason_the_field_and_whether_to_try_again() -> Result<()
     assert!(says(&invalid, "google.rpc.BadRequest", "page_size"), "{:?}", details(&invalid));
 
     let stranger = nodes.stranger(0)?;
-    let twin = GetTwinRequest { device_id: "ghost".to_owned() };
+    let twin = GetTwinRequest { device_id: "ghost".to_owned(), ..GetTwinRequest::default() };
     let refused = stranger.twins.clone().get_twin(twin).await.expect_err("no credential");
     assert!(says(&refused, "google.rpc.ErrorInfo", "UNAUTHENTICATED"), "{:?}", details(&refused));
     Ok(())
@@ -118,7 +118,8 @@ async fn a_call_without_a_majority_ends_at_its_deadline_and_later_says_to_try_ag
     nodes.kill(1)?;
     nodes.kill(2)?;
     let get = async |deadline: Duration| {
-        let mut request = Request::new(GetTwinRequest { device_id: "pump".to_owned() });
+        let twin = GetTwinRequest { device_id: "pump".to_owned(), ..GetTwinRequest::default() };
+        let mut request = Request::new(twin);
         request.set_timeout(deadline);
         let begun = Instant::now();
         let status = admin.twins.clone().get_twin(request).await.expect_err("one of three");

@@ -36,6 +36,7 @@ fn connect_again() -> Vec<u8> {
 fn offences() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("a topic of another device", publish("devices/good/messages/events/")),
+        ("a topic of one of its modules", publish("devices/bad/modules/m/messages/events/")),
         ("a topic that is no topic of the hub", publish("my/topic")),
         ("a wildcard in a topic name", publish("devices/bad/messages/events/#")),
         ("a single-level wildcard", publish("devices/+/messages/events/")),
@@ -76,9 +77,14 @@ async fn each_offence_closes_its_own_connection_and_stores_nothing() -> Result<(
 async fn a_subscription_to_anything_foreign_is_refused() -> Result<()> {
     let nodes = Nodes::start(1).await?;
     let key = nodes.admin(0)?.create_device("bad").await?;
-    for filter in
-        ["#", "+/#", "$SYS/#", "devices/good/messages/devicebound/#", "$share/g/devices/bad/#"]
-    {
+    for filter in [
+        "#",
+        "+/#",
+        "$SYS/#",
+        "devices/good/messages/devicebound/#",
+        "$share/g/devices/bad/#",
+        "devices/bad/modules/m/#",
+    ] {
         let mut bad = Device::connect(nodes.mqtt(0), "bad", &key).await?;
         assert!(bad.link.subscribe(filter, 1).await.is_err(), "{filter} was granted");
     }

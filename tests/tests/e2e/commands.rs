@@ -143,7 +143,11 @@ async fn a_cancelled_command_is_not_delivered_and_bad_ones_are_refused() -> Resu
     assert_eq!(code(command("valve", "a b", 1)).await, Code::InvalidArgument);
     assert_eq!(code(command("nobody", "c", 1)).await, Code::NotFound);
 
-    let cancel = CancelCommandRequest { device_id: "valve".into(), message_id: "a".into() };
+    let cancel = CancelCommandRequest {
+        device_id: "valve".into(),
+        message_id: "a".into(),
+        ..CancelCommandRequest::default()
+    };
     let cancelled = admin.commands.clone().cancel_command(cancel.clone()).await?.into_inner();
     assert!(!cancelled.may_have_been_delivered);
     let again = admin.commands.clone().cancel_command(cancel).await.expect_err("it has ended");
@@ -151,7 +155,8 @@ async fn a_cancelled_command_is_not_delivered_and_bad_ones_are_refused() -> Resu
     let mut device = Device::connect(nodes.mqtt(0), "valve", &key).await?;
     device.subscribe_commands(1).await?;
     assert_eq!(device.command().await?.text(), "b");
-    let purge = PurgeCommandsRequest { device_id: "valve".into() };
+    let purge =
+        PurgeCommandsRequest { device_id: "valve".into(), ..PurgeCommandsRequest::default() };
     let purged = admin.commands.clone().purge_commands(purge).await?.into_inner();
     assert_eq!((purged.count, purged.may_have_been_delivered), (1, 1));
     Ok(())

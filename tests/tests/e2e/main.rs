@@ -12,6 +12,7 @@ mod elsewhere;
 mod failover;
 mod methods;
 mod metrics;
+mod modules;
 mod sdks;
 mod takeover;
 mod telemetry;

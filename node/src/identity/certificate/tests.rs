@@ -104,6 +104,7 @@ fn pump(authentication: Authentication) -> Device {
         authentication,
         presence: Presence::default(),
         mailbox: Head::default(),
+        modules: std::collections::BTreeSet::new(),
     }
 }
 
