@@ -21,7 +21,7 @@ use drover_proto::admin::{Message, TailResponse};
 use tokio::sync::mpsc;
 use tracing::error;
 
-pub use filter::Filter;
+pub use filter::{Filter, Senders};
 
 use crate::metrics;
 

@@ -29,6 +29,7 @@ pub struct Config {
     pub tls: Tls,
     pub limits: Limits,
     pub commands: Commands,
+    pub presence: Presence,
     pub retention: Retention,
     pub storage: Storage,
     pub raft: Raft,
@@ -109,6 +110,11 @@ pub struct Commands {
     pub ended_age: Span,
     pub feedback_age: Span,
     pub feedback_records: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Presence {
+    pub gone_after: Span,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -231,6 +237,12 @@ impl Default for Commands {
     }
 }
 
+impl Default for Presence {
+    fn default() -> Self {
+        Self { gone_after: Span::seconds(5) }
+    }
+}
+
 impl Default for Retention {
     fn default() -> Self {
         Self { age: Span::days(7), bytes: ByteSize::gib(4) }
@@ -315,6 +327,7 @@ impl Config {
             ("limits.handshake_timeout", limits.handshake_timeout),
             ("limits.connect_timeout", limits.connect_timeout),
             ("limits.request_timeout", limits.request_timeout),
+            ("presence.gone_after", self.presence.gone_after),
             ("raft.heartbeat", self.raft.heartbeat),
             ("stop.deadline", self.stop.deadline),
         ];

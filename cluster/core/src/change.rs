@@ -341,9 +341,29 @@ pub enum Effect {
 /// Something that happened to a device, for those who watch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    Created { device: DeviceId, at: LogTime },
-    Deleted { device: DeviceId, at: LogTime },
-    Connected { device: DeviceId, epoch: SessionEpoch, at: LogTime },
-    Disconnected { device: DeviceId, epoch: SessionEpoch, at: LogTime },
-    TwinChanged { device: DeviceId, version: Version, at: LogTime },
+    Created {
+        device: DeviceId,
+        at: LogTime,
+    },
+    Deleted {
+        device: DeviceId,
+        at: LogTime,
+    },
+    /// `node`: where the connection is. `None` in logs of versions that did not say it.
+    Connected {
+        device: DeviceId,
+        epoch: SessionEpoch,
+        node: Option<NodeId>,
+        at: LogTime,
+    },
+    Disconnected {
+        device: DeviceId,
+        epoch: SessionEpoch,
+        at: LogTime,
+    },
+    TwinChanged {
+        device: DeviceId,
+        version: Version,
+        at: LogTime,
+    },
 }

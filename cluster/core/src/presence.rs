@@ -19,6 +19,10 @@ pub struct Presence {
     /// When the connection of `epoch` began; `None` while nobody is connected.
     pub connected_since: Option<LogTime>,
     pub changed: Option<LogTime>,
+    /// When the device last connected, changed its subscriptions, reported properties, was sent a command or answered one.
+    /// What it sends as telemetry is not written here, because it costs no write of the record: who reads a device adds it
+    /// from the stream.
+    pub active: Option<LogTime>,
     /// The node that the newest connection came to. History says it; whoever wants to reach the connection asks the leader.
     pub node: Option<NodeId>,
     /// Kept across connections unless the device asks for a clean session (`spec/mqtt.md` section 5).
@@ -93,6 +97,7 @@ impl Presence {
         self.node = node;
         self.connected_since = Some(at);
         self.changed = Some(at);
+        self.active = Some(at);
         if clean_session {
             self.subscriptions.clear();
         }
@@ -138,6 +143,7 @@ mod tests {
         assert_eq!(presence.end(LogTime::new(3)), None);
         presence.check_live(epoch).expect_err("it has ended");
         assert_eq!(presence.changed, Some(LogTime::new(2)));
+        assert_eq!(presence.active, Some(LogTime::new(1)), "an end is nothing that a device does");
     }
 
     #[test]

@@ -322,6 +322,7 @@ fn any_records() -> impl Strategy<Value = Records> {
                 epoch: SessionEpoch::new(epoch),
                 connected_since: since,
                 changed: since,
+                active: since,
                 node: None,
                 subscriptions: subs,
             };

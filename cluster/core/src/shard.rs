@@ -143,14 +143,45 @@ pub fn apply_device(
 ) -> Applied {
     let at = stream.advance(at);
     let moves_mail = needs_commands(records.device.as_ref(), change);
-    match decide(records, stream, device, change, at) {
+    let applied = match decide(records, stream, device, change, at) {
         Ok(applied) if moves_mail && applied.mailbox.is_none() => {
             let Some(device) = &mut records.device else { return applied };
             let mailbox = Mailbox::new(device, commands_of_existing(&mut records.commands), at);
             mailed(mailbox, &mut stream.feedback, applied)
         }
         Ok(applied) => applied,
-        Err(refusal) => Applied::new(Err(refusal)),
+        Err(refusal) => return Applied::new(Err(refusal)),
+    };
+    match &mut records.device {
+        Some(device) if is_activity(change, &applied.effects) => {
+            device.presence.active = Some(at);
+            applied.touching_device()
+        }
+        Some(_) | None => applied,
+    }
+}
+
+/// Whether an accepted change is something that the device did, or received. Telemetry is left out: it would cost a write
+/// of the record for each message.
+fn is_activity(change: &DeviceChange, effects: &[Effect]) -> bool {
+    match change {
+        DeviceChange::Connect { .. }
+        | DeviceChange::Subscribe { .. }
+        | DeviceChange::Unsubscribe { .. }
+        | DeviceChange::SettleCommand { .. }
+        | DeviceChange::PatchReported { .. } => true,
+        DeviceChange::SendCommand(_)
+        | DeviceChange::CancelCommand { .. }
+        | DeviceChange::PurgeCommands
+        | DeviceChange::RunCommandTimers => {
+            effects.iter().any(|effect| matches!(effect, Effect::SendCommands { .. }))
+        }
+        DeviceChange::Create { .. }
+        | DeviceChange::Update { .. }
+        | DeviceChange::Delete { .. }
+        | DeviceChange::Disconnect { .. }
+        | DeviceChange::Telemetry { .. }
+        | DeviceChange::UpdateTwin { .. } => false,
     }
 }
 
@@ -393,7 +424,7 @@ fn connect(device: &mut Device, clean_session: bool, node: Option<NodeId>, at: L
     let epoch = device.presence.epoch;
     let subscriptions = device.presence.subscriptions.clone();
     let session_present = !subscriptions.is_empty();
-    let connected = Effect::Notify(Event::Connected { device: device.id.clone(), epoch, at });
+    let connected = Effect::Notify(Event::Connected { device: device.id.clone(), epoch, node, at });
     Applied::accepted(Done::Connected { epoch, session_present, subscriptions })
         .touching_device()
         .with(ended(device, former, at))
@@ -446,4 +477,59 @@ fn twin_updated(device: &Device, twin: &Twin, patch: Option<Object>, at: LogTime
         .touching_twin()
         .with(send)
         .with([Effect::Notify(changed)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Sender;
+    use crate::device::Qos;
+    use crate::testing::spec;
+
+    /// What a device does or receives is in its record, but for telemetry; what others do to it is not.
+    #[test]
+    fn the_last_activity_moves_with_what_a_device_does_and_with_nothing_else() {
+        let id: DeviceId = "pump".parse().expect("a legal id");
+        let (mut records, mut stream) = (Records::default(), Stream::default());
+        let (epoch, sender) = (SessionEpoch::new(1), Sender::Session(SessionEpoch::new(1)));
+        let patch = Object::new();
+        let mut clock = 0;
+        let mut active_after = |change: DeviceChange| {
+            clock += 1;
+            records.commands = Some(Commands::default());
+            let at = LogTime::new(clock);
+            let applied = apply_device(&mut records, &mut stream, &id, &change, at);
+            applied.outcome.expect("accepted");
+            let device = records.device.as_ref().expect("it exists");
+            let is_moved = device.presence.active == Some(at);
+            assert!(applied.device_touched || !is_moved, "{change:?} is not written");
+            is_moved
+        };
+        let generation = GenerationId::new(1);
+        assert!(!active_after(DeviceChange::Create { generation, spec: spec() }));
+        let credentials = Etag::new(1);
+        assert!(active_after(DeviceChange::Connect {
+            credentials,
+            clean_session: false,
+            node: None
+        }));
+        let subscriptions = [(Channel::DesiredPatches, Qos::AtMostOnce)].into();
+        assert!(active_after(DeviceChange::Subscribe { epoch, subscriptions }));
+        let expected = None;
+        assert!(active_after(DeviceChange::PatchReported {
+            sender,
+            expected,
+            patch: patch.clone()
+        }));
+        assert!(!active_after(DeviceChange::UpdateTwin {
+            if_match: Condition::Any,
+            expected_desired: None,
+            mode: crate::change::TwinUpdate::Merge,
+            tags: None,
+            desired: Some(patch),
+        }));
+        let messages = vec![Message(bytes::Bytes::from_static(b"a"))];
+        assert!(!active_after(DeviceChange::Telemetry { sender, messages }));
+        assert!(!active_after(DeviceChange::Disconnect { epoch, will: None }));
+    }
 }

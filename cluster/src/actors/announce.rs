@@ -1,9 +1,12 @@
 //! Which sessions are live: nodes tell the leaders of shards what they hold, and are told what is stale.
 //!
-//! Sessions are announced when a shard's leader changes, once more soon afterwards, because what was missing the first
-//! time may have been on its way, and then from time to time, for deliveries that were lost on a connection between
-//! nodes. A node that dies announces nothing: the records of its devices say "connected" until they connect again.
-//! Cleaning that up belongs here.
+//! A node announces all that it holds of a shard: when the leader changes, once more soon afterwards, because what was
+//! missing the first time may have been on its way, when the leader asks for it, when the end of a session could not be
+//! recorded, and from time to time, for deliveries that were lost between nodes.
+//!
+//! What a node leaves out it does not hold, and the leader ends it (`addresses`). That a list is newer than what it is
+//! compared with is certain by the moment that the leader gave with its answer to the list before: so the first one to a
+//! leader ends nothing, and the second is never far. Nodes that are silent are `neighbours`'s.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,24 +17,29 @@ use drover_core::device::{Channel, Device};
 use drover_core::ids::{DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId, Version};
 use drover_core::twin::Twin;
 use drover_proto::cluster::AnnounceResponse;
+use futures::stream::{self, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::addresses::Announced;
 use super::node::Shared;
 use super::router::Target;
 use super::shard::ShardMsg;
 use crate::storage::state;
 use crate::wire::delivery::{
-    HeldSession, decode_announce, decode_stale, encode_announce, encode_stale,
+    HeldPart, HeldSession, Moment, PartAnswer, decode_announce, decode_part_answer,
+    encode_announce, encode_part_answer,
 };
 
 /// How often a node looks whether there is something to announce.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The second announcement to a new leader.
+/// The second announcement to a new leader, and whatever else follows an announcement soon.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// Sessions of one announcement: a message of about 50 KB.
-const SESSIONS_MAX: usize = 1000;
+/// Shards that are announced at the same time.
+const TOGETHER_MAX: usize = 64;
+/// Devices of one part of an announcement: a message of about 50 KB.
+const DEVICES_MAX: usize = 1000;
 /// How long a leader may take to judge one announcement.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -49,8 +57,23 @@ pub(super) struct Judged {
 /// When a shard's sessions are announced again, and to whom they were.
 struct Plan {
     target: Target,
+    announced: Instant,
     due: Instant,
-    rounds: u32,
+    /// How many announcements in a row it has answered since there was a reason for them.
+    answered: u32,
+    /// What the target had asked for when the sessions were announced to it.
+    asked: u64,
+    /// What it answered to the last announcement.
+    moment: Option<Moment>,
+}
+
+/// An announcement to make now.
+struct Due {
+    shard: ShardId,
+    target: Target,
+    answered: u32,
+    asked: u64,
+    after: Option<Moment>,
 }
 
 /// Announces this node's sessions until it is dropped.
@@ -59,53 +82,77 @@ pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(meta) = shared.meta() else { continue };
-        for shard in meta.shard_count.shards() {
-            announce_if_due(&shared, shard, &mut plans).await;
+        let due = meta.shard_count.shards().filter_map(|shard| due(&shared, shard, &plans));
+        let announced = stream::iter(due.collect::<Vec<_>>()).map(async |due| {
+            let moment = announce(&shared, due.shard, due.target, due.after).await;
+            (due, moment)
+        });
+        // A leader that does not answer holds up the announcements to few others.
+        let announced: Vec<_> = announced.buffer_unordered(TOGETHER_MAX).collect().await;
+        for (due, moment) in announced {
+            plans.insert(due.shard, due.plan_next(moment, shared.config.limits.announce_interval));
         }
     }
 }
 
-async fn announce_if_due(shared: &Shared, shard: ShardId, plans: &mut BTreeMap<ShardId, Plan>) {
-    let target = shared.router.target(shard);
+/// Whether the sessions of a shard are to be announced now.
+fn due(shared: &Shared, shard: ShardId, plans: &BTreeMap<ShardId, Plan>) -> Option<Due> {
     let now = Instant::now();
-    let plan = plans.get(&shard);
-    let due = plan.is_none_or(|plan| plan.target != target || plan.due <= now)
-        || shared.sessions.take_behind(shard);
-    if !due || target == Target::Unknown {
-        return;
-    }
-    let rounds = plan.filter(|plan| plan.target == target).map_or(0, |plan| plan.rounds + 1);
-    let answered = announce(shared, shard, target).await;
-    let next = match (answered, rounds) {
-        (false, _) => LOOK_EVERY * 5,
-        (true, 0) => AGAIN_AFTER,
-        (true, _) => shared.config.limits.announce_interval,
+    let target = shared.router.target(shard);
+    let asked = match target {
+        Target::Node(node) => shared.neighbours.asked(node),
+        Target::Here => shared.neighbours.wanted(shared.config.node),
+        Target::Unknown => return None,
     };
-    let rounds = if answered { rounds } else { 0 };
-    plans.insert(shard, Plan { target, due: Instant::now() + next, rounds });
+    let Some(plan) = plans.get(&shard).filter(|plan| plan.target == target) else {
+        return Some(Due { shard, target, answered: 0, asked, after: None });
+    };
+    let Plan { moment: after, answered, .. } = *plan;
+    let is_overdue = plan.announced + AGAIN_AFTER <= now && shared.sessions.take_overdue(shard);
+    if is_overdue || plan.asked != asked {
+        return Some(Due { shard, target, answered: 0, asked, after });
+    }
+    (plan.due <= now).then_some(Due { shard, target, answered, asked, after })
 }
 
-/// Whether the leader has answered for all sessions of the shard.
-async fn announce(shared: &Shared, shard: ShardId, target: Target) -> bool {
-    let sessions = shared.sessions.of_shard(shard);
-    for some in sessions.chunks(SESSIONS_MAX) {
-        let stale = match target {
-            Target::Here => judge(shared, shard, shared.config.node, some.to_vec()).await,
+impl Due {
+    /// The sessions were announced, and the leader has answered or not.
+    fn plan_next(self, moment: Option<Moment>, interval: Duration) -> Plan {
+        let Self { target, asked, .. } = self;
+        let answered = moment.map_or(0, |_| self.answered.saturating_add(1));
+        let wait = if answered < 2 { AGAIN_AFTER } else { interval };
+        let announced = Instant::now();
+        Plan { target, announced, due: announced + wait, answered, asked, moment }
+    }
+}
+
+/// Announces all that is held of the shard. The answer is a moment after which the leader has heard of it all, if it has.
+async fn announce(
+    shared: &Shared,
+    shard: ShardId,
+    target: Target,
+    after: Option<Moment>,
+) -> Option<Moment> {
+    let mut heard = None;
+    for part in shared.sessions.of_shard(shard, DEVICES_MAX) {
+        let part = HeldPart { after, ..part };
+        let answer = match target {
+            Target::Here => judge(shared, shard, shared.config.node, part).await,
             Target::Node(node) => {
-                let group = GroupId::Shard(shard);
-                let announce = encode_announce(some);
-                let answer = shared.peers.announce(node, group, announce, DEADLINE).await;
-                answer.ok().map(decode_stale)
+                let (group, part) = (GroupId::Shard(shard), encode_announce(&part));
+                let answer = shared.peers.announce(node, group, part, DEADLINE).await;
+                answer.ok().and_then(decode_part_answer)
             }
             Target::Unknown => None,
         };
-        let Some(stale) = stale else { return false };
-        for HeldSession { device, epoch, .. } in stale {
+        let PartAnswer { stale, moment } = answer?;
+        for (device, epoch) in stale {
             let end = Delivery::End(EndReason::Replaced);
             shared.sessions.deliver(shard, &device, epoch, end);
         }
+        heard = Some(moment);
     }
-    true
+    heard
 }
 
 /// A peer's announcement. It is not answered when this node does not lead: the peer then announces again.
@@ -116,8 +163,9 @@ pub(super) async fn announced(
     announce: drover_proto::cluster::Announce,
     reply: oneshot::Sender<AnnounceResponse>,
 ) {
-    if let Some(stale) = judge(&shared, shard, from, decode_announce(announce)).await {
-        drop(reply.send(encode_stale(&stale)));
+    let Some(part) = decode_announce(announce) else { return };
+    if let Some(answer) = judge(&shared, shard, from, part).await {
+        drop(reply.send(encode_part_answer(&answer)));
     }
 }
 
@@ -126,25 +174,30 @@ pub(super) async fn announced(
 async fn judge(
     shared: &Shared,
     shard: ShardId,
-    from: NodeId,
-    sessions: Vec<HeldSession>,
-) -> Option<Vec<HeldSession>> {
+    node: NodeId,
+    part: HeldPart,
+) -> Option<PartAnswer> {
     let replica = shared.router.replica(shard)?;
     replica.group.read_barrier().await.ok()?;
-    let mut live = Vec::new();
+    let leadership = *replica.leadership.borrow();
+    let mut sessions = Vec::new();
     let mut stale = Vec::new();
-    for session in sessions {
+    for session in part.sessions {
         match judge_one(shared, shard, &session) {
-            Ok(Some(judged)) => live.push(judged),
-            Ok(None) => stale.push(session),
+            Ok(Some(judged)) => sessions.push(judged),
+            Ok(None) => stale.push((session.device, session.epoch)),
             Err(error) => {
                 warn!(%shard, %error, "announced sessions cannot be compared with their records");
                 return None;
             }
         }
     }
-    replica.actor.send_message(ShardMsg::Announced { node: from, sessions: live }).ok()?;
-    Some(stale)
+    let live = sessions.iter().map(|judged| (judged.device.clone(), judged.epoch)).collect();
+    let HeldPart { covers, unsettled, after, .. } = part;
+    let announced = Announced { node, covers, live, unsettled, after };
+    replica.actor.send_message(ShardMsg::Announced { announced, sessions }).ok()?;
+    let moment = Moment { term: leadership.term, count: shared.moments.next() };
+    Some(PartAnswer { stale, moment })
 }
 
 fn judge_one(

@@ -26,13 +26,14 @@ use tokio_util::task::AbortOnDropHandle;
 use super::admission::{Gauge, Permit};
 use super::config::Config;
 use super::error::Error;
-use super::live::LiveHub;
+use super::live::{LiveHub, Wants};
+use super::neighbours::Neighbours;
 use super::node::{NodeActor, NodeMsg, Shared, actor_name, follow_groups};
 use super::router::Router;
 use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, OpenSession, Session, close_dropped};
 use super::sessions::Sessions;
-use super::{announce, dispatch, initial, retain, status};
+use super::{announce, dispatch, initial, neighbours, retain, status};
 use crate::metrics;
 use crate::raft::groups::{Groups, GroupsConfig};
 use crate::raft::peers::{IncomingQueue, Peers};
@@ -168,11 +169,14 @@ impl Cluster {
             None => rand::rngs::StdRng::from_os_rng(),
         };
         let limits = &config.limits;
+        let started = config.clock.now();
         let shared = Arc::new(Shared {
             router: Router::new(node, groups.clone(), peers.clone()),
             sessions: Sessions::default(),
+            neighbours: Arc::new(Neighbours::new(started)),
+            moments: Arc::default(),
             gauge: Gauge::new(limits.node_requests_max, limits.node_bytes_max),
-            started: config.clock.now(),
+            started,
             random: Mutex::new(random),
             config,
             storage,
@@ -194,6 +198,7 @@ impl Cluster {
         cluster.spawn(follow_groups(Arc::clone(&cluster.shared), supervisor));
         cluster.spawn(dispatch::run(Arc::clone(&cluster.shared), incoming));
         cluster.spawn(announce::run(Arc::clone(&cluster.shared)));
+        cluster.spawn(neighbours::run(Arc::clone(&cluster.shared)));
         cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(publisher.run());
         cluster.spawn(close_dropped(cluster.detached(), closed));
@@ -462,7 +467,12 @@ impl Cluster {
     /// What is committed from now on anywhere in the cluster, best effort: a slow reader misses some and is told how
     /// many. A node holds one of these and fans it out through its bus.
     pub fn live(&self) -> mpsc::Receiver<Live> {
-        self.shared.live.subscribe(self.shared.config.limits.live_queue)
+        self.shared.live.subscribe(Wants::Everything, self.shared.config.limits.live_queue)
+    }
+
+    /// As [`Cluster::live`], of what happens to devices alone. Events at other nodes come from about a second on.
+    pub fn live_events(&self) -> mpsc::Receiver<Live> {
+        self.shared.live.subscribe(Wants::Events, self.shared.config.limits.live_queue)
     }
 
     // ------------------------------------------------------------ the cluster itself

@@ -74,6 +74,8 @@ pub struct Limits {
     pub idle: Duration,
     /// How often a node tells the leaders which sessions it holds, once they know.
     pub announce_interval: Duration,
+    /// A node that is silent for so long is gone, and the connections that it held have ended.
+    pub gone_after: Duration,
     /// How often a leader looks for messages that may go.
     pub retention_interval: Duration,
     /// Live messages that wait for one reader.
@@ -99,6 +101,7 @@ impl Default for Limits {
             entries_in_flight_max: 1,
             idle: Duration::from_secs(30),
             announce_interval: Duration::from_mins(1),
+            gone_after: Duration::from_secs(5),
             retention_interval: Duration::from_secs(10),
             live_queue: 1024,
             waiting_reads_max: 4096,

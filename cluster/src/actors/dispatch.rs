@@ -16,7 +16,7 @@ use super::reply::Caller;
 use super::serve::{change_of_peer, read_for_peer};
 use crate::metrics;
 use crate::raft::peers::{Incoming, IncomingQueue};
-use crate::wire::delivery::decode_delivery;
+use crate::wire::delivery::{decode_delivery, encode_wanted};
 use crate::wire::events::decode_events;
 use crate::wire::request::{Failure, Reported, Request, decode_request};
 
@@ -24,6 +24,7 @@ use crate::wire::request::{Failure, Reported, Request, decode_request};
 pub(super) async fn run(shared: Arc<Shared>, mut incoming: IncomingQueue) {
     let tasks = Arc::new(Semaphore::new(shared.config.limits.waiting_reads_max));
     while let Some(incoming) = incoming.recv().await {
+        shared.neighbours.heard(incoming.from());
         match incoming {
             Incoming::Request { from, group, request, reply } => match decode_request(request) {
                 Ok(request) => take(&shared, &tasks, from, group, request, reply),
@@ -55,8 +56,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut incoming: IncomingQueue) {
                     drop(permit);
                 });
             }
-            // The meta group has no sessions.
-            Incoming::Announce { group: GroupId::Meta, .. } => {}
+            // The meta group has no sessions: the node says that it is there.
+            Incoming::Announce { group: GroupId::Meta, from, reply, .. } => {
+                drop(reply.send(encode_wanted(shared.neighbours.wanted(from))));
+            }
             Incoming::Events { events, .. } => shared.live.hand_out(&decode_events(events)),
             Incoming::EventsWanted { from, wanted } => shared.live.peer_wants(from, wanted),
         }

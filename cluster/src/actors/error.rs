@@ -52,6 +52,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the request may have been carried out all the same.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Timeout | Self::LeaderLost { .. })
+    }
+
     /// Whether the same request can succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -48,8 +48,17 @@ struct Listeners {
     peers: BTreeSet<NodeId>,
 }
 
+/// What a reader is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    Everything,
+    /// What happens to devices, and no messages.
+    Events,
+}
+
 #[derive(Debug)]
 struct Reader {
+    wants: Wants,
     queue: mpsc::Sender<Live>,
     missed: u64,
 }
@@ -100,9 +109,9 @@ impl LiveHub {
     }
 
     /// A reader on this node, of everything from now on.
-    pub(super) fn subscribe(&self, queue_max: usize) -> mpsc::Receiver<Live> {
+    pub(super) fn subscribe(&self, wants: Wants, queue_max: usize) -> mpsc::Receiver<Live> {
         let (queue, receiver) = mpsc::channel(queue_max);
-        self.listeners().readers.push(Reader { queue, missed: 0 });
+        self.listeners().readers.push(Reader { wants, queue, missed: 0 });
         self.shared.wanted.store(true, Ordering::Relaxed);
         receiver
     }
@@ -144,7 +153,10 @@ impl Listeners {
 impl Reader {
     /// Whether the reader is still there.
     fn takes(&mut self, live: &[Live]) -> bool {
-        for live in live {
+        let wants = self.wants;
+        let is_wanted =
+            |live: &&Live| wants == Wants::Everything || !matches!(live, Live::Messages(_));
+        for live in live.iter().filter(is_wanted) {
             if self.missed > 0 && self.queue.try_send(Live::Missed(self.missed)).is_ok() {
                 self.missed = 0;
             }
@@ -249,7 +261,7 @@ mod tests {
     #[test]
     fn a_slow_reader_is_told_how_much_it_missed() {
         let (queue, mut receiver) = mpsc::channel(1);
-        let mut reader = Reader { queue, missed: 0 };
+        let mut reader = Reader { wants: Wants::Everything, queue, missed: 0 };
         assert!(reader.takes(&[Live::Missed(1), Live::Missed(2), Live::Missed(3)]));
         assert_eq!(receiver.try_recv(), Ok(Live::Missed(1)));
         assert!(reader.takes(&[Live::Missed(4)]));

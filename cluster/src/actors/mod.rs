@@ -16,6 +16,7 @@
 //! of sessions, which are announced again. Callers of lost requests are told to try again, or that the outcome is unknown
 //! if their change was under way.
 
+mod addresses;
 mod admission;
 mod announce;
 mod calls;
@@ -23,6 +24,7 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod config;
+mod departed;
 mod device;
 mod dispatch;
 mod due;
@@ -31,6 +33,7 @@ mod initial;
 mod live;
 pub mod methods;
 mod mutant;
+mod neighbours;
 mod node;
 mod outbox;
 mod pace;

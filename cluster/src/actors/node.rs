@@ -15,14 +15,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::error;
 
+use super::addresses::Moments;
 use super::admission::Gauge;
 use super::config::Config;
 use super::live::LiveHub;
+use super::neighbours::Neighbours;
 use super::outbox::Outbox;
 use super::proposer::{Growth, Proposer};
 use super::router::{Replica, Router, failure_of};
-use super::session::Closing;
-use super::sessions::Sessions;
+use super::sessions::{Closed, Sessions};
 use super::shard::{ShardActor, ShardArguments, ShardMsg};
 use crate::metrics;
 use crate::raft::group::Group;
@@ -40,11 +41,13 @@ pub(super) struct Shared {
     pub(super) groups: Groups,
     pub(super) router: Router,
     pub(super) sessions: Sessions,
+    pub(super) neighbours: Arc<Neighbours>,
+    pub(super) moments: Arc<Moments>,
     pub(super) live: LiveHub,
     /// Everything that was taken in at this node.
     pub(super) gauge: Arc<Gauge>,
     /// Sessions that were dropped without being closed.
-    pub(super) closing: mpsc::Sender<Closing>,
+    pub(super) closing: mpsc::Sender<Closed>,
     pub(super) started: LogTime,
     pub(super) random: std::sync::Mutex<rand::rngs::StdRng>,
 }
@@ -137,6 +140,7 @@ impl Actor for NodeActor {
             {
                 error!(%shard, error = %problem, "a shard's actor failed and is restarted");
                 metrics::shard_restarted();
+                state.shared.neighbours.want_all(state.shared.config.node);
                 state.start(&myself, shard, group);
                 state.publish();
             }
@@ -190,7 +194,8 @@ impl NodeState {
         group: &Group,
         growth: watch::Sender<Growth>,
     ) -> ShardArguments {
-        let Shared { config, storage, peers, sessions, live, .. } = &*self.shared;
+        let Shared { config, storage, peers, sessions, live, neighbours, moments, .. } =
+            &*self.shared;
         let (node, limits) = (config.node, config.limits.clone());
         let (storage, clock) = (Arc::clone(storage), Arc::clone(&config.clock));
         let started = self.started;
@@ -205,6 +210,8 @@ impl NodeState {
             group: group.clone(),
             outbox: Outbox { node, sessions: sessions.clone(), peers: peers.clone() },
             live: live.clone(),
+            neighbours: Arc::clone(neighbours),
+            moments: Arc::clone(moments),
             limits: config.limits.clone(),
             storage: read,
             clock: time,

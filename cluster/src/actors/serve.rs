@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::change::{Change, DeviceChange, StreamChange};
+use drover_core::device::Device;
 use drover_core::ids::{CommandSequence, DeviceId, GroupId, NodeId, Offset, ShardId};
 use drover_core::message::StreamPage;
 use tokio::sync::oneshot;
@@ -145,8 +146,13 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
     let not_found =
         |device: &DeviceId| Failure::Refused(drover_core::change::Refusal::not_found(device));
     Ok(Ok(match request {
-        Request::Device { device, .. } => {
-            Answer::Device(state::device(store, group, device)?.map(Box::new))
+        Request::Device { device, linearizable } => {
+            let mut found = state::device(store, group, device)?.map(Box::new);
+            // Whoever checks credentials does not ask when the device was active.
+            if let Some(found) = found.as_mut().filter(|_| *linearizable) {
+                add_activity(store, group, found)?;
+            }
+            Answer::Device(found)
         }
         Request::Twin(device) => match state::twin(store, group, device)? {
             Some(twin) => Answer::Twin(Box::new(twin)),
@@ -158,13 +164,16 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
             let mut devices = state::devices(store, group, after.as_ref(), limit + 1)?;
             let more = devices.len() > limit;
             devices.truncate(limit);
+            devices.iter_mut().try_for_each(|device| add_activity(store, group, device))?;
             Answer::Devices { devices, more }
         }
         Request::Modules(device) => {
             if state::device(store, group, device)?.is_none() {
                 return Ok(Err(not_found(device)));
             }
-            Answer::Devices { devices: state::modules(store, group, device)?, more: false }
+            let mut devices = state::modules(store, group, device)?;
+            devices.iter_mut().try_for_each(|module| add_activity(store, group, module))?;
+            Answer::Devices { devices, more: false }
         }
         Request::OffsetAt(at) => Answer::Offset(stream::offset_at(store, shard, *at)?),
         Request::History { device, from, until, after, limit } => {
@@ -192,6 +201,17 @@ fn read(shared: &Shared, shard: ShardId, request: &Request) -> Result<Response, 
             }));
         }
     }))
+}
+
+/// Adds to the activity that stands in the record of a device what stands in the stream: its telemetry.
+fn add_activity(
+    store: &dyn Storage,
+    group: GroupId,
+    device: &mut Device,
+) -> Result<(), storage::Error> {
+    let sent = stream::newest_at(store, group, &device.id)?;
+    device.presence.active = device.presence.active.max(sent);
+    Ok(())
 }
 
 /// Commands in order, with the bodies of those that wait if they are wanted.

@@ -1,7 +1,8 @@
 //! The cluster's side of a connection: its epoch, its way back to the device.
 //!
 //! A connection that ends without closing its session leaves nothing behind: the drop forgets it on this node and has
-//! its end committed in the background, best effort.
+//! its end committed in the background. An end that cannot be committed there, the leader of the shard learns of by what
+//! this node announces (`sessions`).
 
 use std::sync::{Arc, Mutex};
 
@@ -22,11 +23,12 @@ use tracing::debug;
 use super::admission::Bucket;
 use super::cluster::{Cluster, unexpected};
 use super::error::Error;
+use super::sessions::Closed;
 use crate::metrics;
 
 /// How many deliveries may wait for a connection before it is ended as too slow.
 pub const DELIVERIES_MAX: usize = 32;
-/// Ends of dropped sessions that wait to be committed. Beyond it they stay "connected" until they connect again.
+/// Ends of dropped sessions that wait to be committed. Beyond it they are announced.
 pub(super) const CLOSING_MAX: usize = 65_536;
 /// Ends that are committed together. They share the entries of their shards.
 const CLOSING_TOGETHER: usize = 256;
@@ -59,22 +61,19 @@ pub struct Session {
     is_closed: bool,
 }
 
-/// A session that was dropped without being closed.
-#[derive(Debug)]
-pub(super) struct Closing {
-    device: DeviceId,
-    epoch: SessionEpoch,
-}
-
 impl Session {
     pub(super) async fn open(cluster: &Cluster, request: OpenSession) -> Result<Self, Error> {
         let OpenSession { proven, clean_session, deliveries } = request;
         let ProvenDevice { device, credentials } = proven;
         let shard = cluster.shard_of(&device)?;
-        let opened = cluster.shared.sessions.opening(shard, &device);
+        let mut opened = cluster.shared.sessions.opening(shard, &device);
         let node = Some(cluster.shared.config.node);
         let connect = DeviceChange::Connect { credentials, clean_session, node };
-        let done = cluster.change_device(&device, connect).await?;
+        let answer = cluster.change_device(&device, connect).await;
+        if answer.as_ref().is_err_and(|error| !error.is_unknown()) {
+            opened.settle();
+        }
+        let done = answer?;
         let Done::Connected { epoch, session_present, subscriptions } = done else {
             return Err(unexpected(shard));
         };
@@ -198,12 +197,11 @@ impl Session {
 
     /// Ends the session. `will` is appended to the stream if the session is still the live one.
     pub async fn close(mut self, will: Option<Message>) -> Result<(), Error> {
-        self.cluster.shared.sessions.remove(self.shard, &self.device, self.epoch);
-        let change = DeviceChange::Disconnect { epoch: self.epoch, will };
+        let closed = self.cluster.shared.sessions.close(self.shard, &self.device, self.epoch);
         // From here on the change itself is on its way; if the caller gives up, the drop ends the session once more.
-        let done = self.cluster.change_device(&self.device, change).await;
+        let done = record_end(&self.cluster, closed, will).await;
         self.is_closed = true;
-        done.map(drop)
+        done
     }
 }
 
@@ -213,25 +211,33 @@ impl Drop for Session {
             return;
         }
         let shared = &self.cluster.shared;
-        shared.sessions.remove(self.shard, &self.device, self.epoch);
-        let closing = Closing { device: self.device.clone(), epoch: self.epoch };
-        if shared.closing.try_send(closing).is_err() {
-            debug!(device = %self.device, "the end of a session is not recorded: too many end at once");
+        let closed = shared.sessions.close(self.shard, &self.device, self.epoch);
+        if shared.closing.try_send(closed).is_err() {
+            debug!(device = %self.device, "the end of a session is announced: too many end at once");
         }
     }
 }
 
+async fn record_end(cluster: &Cluster, closed: Closed, will: Option<Message>) -> Result<(), Error> {
+    let change = DeviceChange::Disconnect { epoch: closed.epoch(), will };
+    let done = cluster.change_device(closed.device(), change).await;
+    if matches!(done, Ok(_) | Err(Error::Refused(_))) {
+        closed.settle();
+    }
+    done.map(drop)
+}
+
 /// Commits the ends of dropped sessions.
-pub(super) async fn close_dropped(cluster: Cluster, closing: mpsc::Receiver<Closing>) {
+pub(super) async fn close_dropped(cluster: Cluster, closing: mpsc::Receiver<Closed>) {
     let closing = tokio_stream::wrappers::ReceiverStream::new(closing);
     let cluster = Arc::new(cluster);
     closing
-        .for_each_concurrent(CLOSING_TOGETHER, |Closing { device, epoch }| {
+        .for_each_concurrent(CLOSING_TOGETHER, |closed| {
             let cluster = Arc::clone(&cluster);
             async move {
-                let change = DeviceChange::Disconnect { epoch, will: None };
-                if let Err(error) = cluster.change_device(&device, change).await {
-                    debug!(%device, %epoch, %error, "the end of a session is not recorded");
+                let (device, epoch) = (closed.device().clone(), closed.epoch());
+                if let Err(error) = record_end(&cluster, closed, None).await {
+                    debug!(%device, %epoch, %error, "the end of a session could not be committed");
                 }
             }
         })

@@ -2,11 +2,14 @@
 //!
 //! What is delivered to a session is checked here for order: a desired patch that skips a version ends the session,
 //! because the device must read its twin again; a delivery from the mailbox that skips one is dropped, and its shard is
-//! announced at once, which makes the leader send what is missing. A session whose queue is full is ended too: its queue is dropped, which
-//! its connection sees as the end.
+//! announced at once, which makes the leader send what is missing. A session whose queue is full is ended too: its queue is
+//! dropped, which its connection sees as the end.
 //!
 //! A delivery can overtake the answer that tells this node its epoch. So a session is announced here before its epoch is
 //! asked for, and what arrives in between is kept.
+//!
+//! What is announced to the leaders is complete (`announce`). A device whose connection is on its way in or out is named as
+//! such; if nobody can say what became of that, its shard is announced at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::session::DELIVERIES_MAX;
 use crate::metrics;
-use crate::wire::delivery::HeldSession;
+use crate::wire::delivery::{Coverage, HeldPart, HeldSession};
 
 /// The sessions of a node. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -29,8 +32,10 @@ pub(super) struct Sessions {
 struct Table {
     held: BTreeMap<Key, Held>,
     opening: BTreeMap<Key, Opening>,
-    /// Shards of which a session lacks a delivery from its mailbox.
-    behind: BTreeSet<ShardId>,
+    /// The newest connection of a device whose end is not recorded yet.
+    closing: BTreeMap<Key, SessionEpoch>,
+    /// Shards whose leader is to hear at once what is held: something got lost.
+    overdue: BTreeSet<ShardId>,
 }
 
 /// Sessions of a shard stand together, because they are announced together.
@@ -70,7 +75,7 @@ impl Sessions {
     pub(super) fn opening(&self, shard: ShardId, device: &DeviceId) -> Opened {
         let key = (shard, device.clone());
         self.table().opening.entry(key.clone()).or_default().attempts += 1;
-        Opened { sessions: self.clone(), key }
+        Opened { sessions: self.clone(), key, is_settled: false }
     }
 
     /// Whoever is not here any more needs nothing. `false`: nobody has taken it, nor will.
@@ -88,12 +93,9 @@ impl Sessions {
                 Next::Stays => {}
                 Next::Refuses => return false,
                 Next::IsBehind => {
-                    table.behind.insert(shard);
+                    table.overdue.insert(shard);
                 }
-                Next::Ended => {
-                    table.held.remove(&key);
-                    metrics::sessions(table.held.len());
-                }
+                Next::Ended => table.close(&key, epoch),
             },
             // A call is given back: it is not worth keeping for a connection that may never be.
             Some(_) | None if matches!(delivery, Delivery::Call(_)) => return false,
@@ -106,13 +108,11 @@ impl Sessions {
         true
     }
 
-    pub(super) fn remove(&self, shard: ShardId, device: &DeviceId, epoch: SessionEpoch) {
+    /// The session is not held any more. The answer says so for as long as its end is being recorded.
+    pub(super) fn close(&self, shard: ShardId, device: &DeviceId, epoch: SessionEpoch) -> Closed {
         let key = (shard, device.clone());
-        let mut table = self.table();
-        if table.held.get(&key).is_some_and(|held| held.epoch == epoch) {
-            table.held.remove(&key);
-            metrics::sessions(table.held.len());
-        }
+        self.table().close(&key, epoch);
+        Closed { sessions: self.clone(), key, epoch, is_settled: false }
     }
 
     /// The device has read its twin over this connection.
@@ -139,24 +139,27 @@ impl Sessions {
         }
     }
 
-    pub(super) fn of_shard(&self, shard: ShardId) -> Vec<HeldSession> {
-        let table = self.table();
-        // No id sorts before its own beginning: the range is every device of the shard.
-        let of_shard = table.held.iter().skip_while(|((s, _), _)| *s < shard);
-        of_shard
-            .take_while(|((s, _), _)| *s == shard)
-            .map(|((_, device), held)| HeldSession {
-                device: device.clone(),
-                epoch: held.epoch,
-                desired: held.seen,
-                commands: held.commands,
-            })
-            .collect()
+    /// All that is held of a shard, in parts of at most so many devices. If it is nothing, one part says so.
+    pub(super) fn of_shard(&self, shard: ShardId, devices_max: usize) -> Vec<HeldPart> {
+        let devices: Vec<_> = self.table().of_shard(shard).into_iter().collect();
+        let mut parts = Vec::new();
+        let mut rest = &devices[..];
+        let mut after = None;
+        loop {
+            let (some, others) = rest.split_at(devices_max.min(rest.len()));
+            let until = if others.is_empty() { None } else { some.last() };
+            let until = until.map(|(device, _)| device.clone());
+            parts.push(part(Coverage { after, until: until.clone() }, some));
+            if until.is_none() {
+                return parts;
+            }
+            (after, rest) = (until, others);
+        }
     }
 
-    /// Whether a session of the shard lacks a delivery. Asked again, it is only for one that was found since.
-    pub(super) fn take_behind(&self, shard: ShardId) -> bool {
-        self.table().behind.remove(&shard)
+    /// Whether the shard is to be announced at once. Asked again, it is only for what has been found since.
+    pub(super) fn take_overdue(&self, shard: ShardId) -> bool {
+        self.table().overdue.remove(&shard)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -164,9 +167,11 @@ impl Sessions {
     }
 
     pub(super) fn end_all(&self) {
-        let held = std::mem::take(&mut self.table().held);
-        for (_, mut held) in held {
+        let mut table = self.table();
+        let held = std::mem::take(&mut table.held);
+        for (key, mut held) in held {
             held.take(Delivery::End(EndReason::Stopping));
+            table.close(&key, held.epoch);
         }
         metrics::sessions(0);
     }
@@ -174,6 +179,49 @@ impl Sessions {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("nobody panics with the table in hand")
     }
+}
+
+/// What an announcement says of a device: its session, and whether a connection is being opened or closed.
+type Said = (Option<HeldSession>, bool);
+
+impl Table {
+    fn close(&mut self, key: &Key, epoch: SessionEpoch) {
+        if self.held.get(key).is_some_and(|held| held.epoch == epoch) {
+            self.held.remove(key);
+            metrics::sessions(self.held.len());
+        }
+        let newest = self.closing.entry(key.clone()).or_insert(epoch);
+        *newest = epoch.max(*newest);
+    }
+
+    fn of_shard(&self, shard: ShardId) -> BTreeMap<DeviceId, Said> {
+        let mut said: BTreeMap<DeviceId, Said> = BTreeMap::new();
+        for (device, held) in of_shard(&self.held, shard) {
+            let (epoch, desired, commands) = (held.epoch, held.seen, held.commands);
+            let session = HeldSession { device: device.clone(), epoch, desired, commands };
+            said.insert(device.clone(), (Some(session), false));
+        }
+        let opening = of_shard(&self.opening, shard).map(|(device, _)| device);
+        let closing = of_shard(&self.closing, shard).map(|(device, _)| device);
+        for device in opening.chain(closing) {
+            said.entry(device.clone()).or_default().1 = true;
+        }
+        said
+    }
+}
+
+fn of_shard<T>(map: &BTreeMap<Key, T>, shard: ShardId) -> impl Iterator<Item = (&DeviceId, &T)> {
+    // There is no smallest id to begin a range at.
+    let from_there = map.iter().skip_while(move |((of, _), _)| *of < shard);
+    let of_shard = from_there.take_while(move |((of, _), _)| *of == shard);
+    of_shard.map(|((_, device), value)| (device, value))
+}
+
+fn part(covers: Coverage, devices: &[(DeviceId, Said)]) -> HeldPart {
+    let sessions = devices.iter().filter_map(|(_, (session, _))| session.clone()).collect();
+    let unsettled = devices.iter().filter(|(_, (_, is_unsettled))| *is_unsettled);
+    let unsettled = unsettled.map(|(device, _)| device.clone()).collect();
+    HeldPart { covers, sessions, unsettled, after: None }
 }
 
 impl Held {
@@ -249,11 +297,22 @@ impl Opening {
 pub(super) struct Opened {
     sessions: Sessions,
     key: Key,
+    is_settled: bool,
 }
 
 impl Opened {
+    /// It is certain that no connection was made. Where that is not said, there may be one that nobody holds.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
+    }
+
     /// Holds the session under its epoch. `false`: it was ended in the meantime.
-    pub(super) fn hold(self, epoch: SessionEpoch, deliveries: mpsc::Sender<Box<Delivery>>) -> bool {
+    pub(super) fn hold(
+        mut self,
+        epoch: SessionEpoch,
+        deliveries: mpsc::Sender<Box<Delivery>>,
+    ) -> bool {
+        self.is_settled = true;
         let mut table = self.sessions.table();
         if let Some(former) = table.held.get_mut(&self.key) {
             if former.epoch > epoch {
@@ -276,7 +335,7 @@ impl Opened {
             }
         }
         if is_behind {
-            table.behind.insert(self.key.0);
+            table.overdue.insert(self.key.0);
         }
         table.held.insert(self.key.clone(), held);
         metrics::sessions(table.held.len());
@@ -284,9 +343,48 @@ impl Opened {
     }
 }
 
+/// A session whose end is being recorded. If that is given up, the leader finds out by an announcement.
+#[derive(Debug)]
+pub(super) struct Closed {
+    sessions: Sessions,
+    key: Key,
+    epoch: SessionEpoch,
+    is_settled: bool,
+}
+
+impl Closed {
+    pub(super) fn device(&self) -> &DeviceId {
+        &self.key.1
+    }
+
+    pub(super) fn epoch(&self) -> SessionEpoch {
+        self.epoch
+    }
+
+    /// It is in the record, or there is another connection by now.
+    pub(super) fn settle(mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let mut table = self.sessions.table();
+        if table.closing.get(&self.key) == Some(&self.epoch) {
+            table.closing.remove(&self.key);
+        }
+        if !self.is_settled {
+            table.overdue.insert(self.key.0);
+        }
+    }
+}
+
 impl Drop for Opened {
     fn drop(&mut self) {
         let mut table = self.sessions.table();
+        if !self.is_settled {
+            table.overdue.insert(self.key.0);
+        }
         let Some(opening) = table.opening.get_mut(&self.key) else { return };
         opening.attempts -= 1;
         if opening.attempts == 0 {
@@ -378,6 +476,71 @@ mod tests {
         deliver(&sessions, 3, Delivery::End(EndReason::Replaced));
         let (sender, _queue) = mpsc::channel(DELIVERIES_MAX);
         assert!(!opened.hold(SessionEpoch::new(3), sender), "it was replaced before it began");
+    }
+
+    /// What is announced of the shard: epochs of sessions, and whether the device is unsettled.
+    fn announced(sessions: &Sessions) -> (Vec<u64>, bool) {
+        let parts = sessions.of_shard(shard(), 10);
+        assert_eq!(parts.len(), 1, "{parts:?}");
+        let epochs = parts[0].sessions.iter().map(|session| session.epoch.get()).collect();
+        (epochs, parts[0].unsettled.contains(&device()))
+    }
+
+    #[test]
+    fn a_connection_on_its_way_in_or_out_is_announced_as_such_until_that_is_settled() {
+        let sessions = Sessions::default();
+        assert_eq!(announced(&sessions), (vec![], false));
+        let opened = sessions.opening(shard(), &device());
+        assert_eq!(announced(&sessions), (vec![], true));
+        let (sender, _queue) = mpsc::channel(DELIVERIES_MAX);
+        assert!(opened.hold(SessionEpoch::new(1), sender));
+        assert_eq!(announced(&sessions), (vec![1], false));
+        let closed = sessions.close(shard(), &device(), SessionEpoch::new(1));
+        assert_eq!(announced(&sessions), (vec![], true));
+        closed.settle();
+        assert_eq!(announced(&sessions), (vec![], false));
+        assert!(!sessions.take_overdue(shard()), "all went well");
+        deliver_and_end(&sessions);
+        assert_eq!(announced(&sessions), (vec![], true), "its connection has not closed it yet");
+    }
+
+    fn deliver_and_end(sessions: &Sessions) {
+        let _queue = hold(sessions, 2);
+        deliver(sessions, 2, Delivery::End(EndReason::Gap));
+    }
+
+    #[test]
+    fn what_nobody_knows_the_outcome_of_makes_the_shard_be_announced_at_once() {
+        let sessions = Sessions::default();
+        drop(sessions.opening(shard(), &device()));
+        assert!(sessions.take_overdue(shard()), "there may be a connection that nobody holds");
+        assert!(!sessions.take_overdue(shard()));
+        let mut opened = sessions.opening(shard(), &device());
+        opened.settle();
+        drop(opened);
+        assert!(!sessions.take_overdue(shard()), "it was refused");
+        let _queue = hold(&sessions, 1);
+        drop(sessions.close(shard(), &device(), SessionEpoch::new(1)));
+        assert!(sessions.take_overdue(shard()), "its end may not be recorded");
+        assert_eq!(announced(&sessions), (vec![], false));
+    }
+
+    #[test]
+    fn the_parts_of_an_announcement_cover_every_device_once() {
+        let sessions = Sessions::default();
+        let mut queues = Vec::new();
+        for device in ["a", "b", "c", "d"].map(|text| text.parse().expect("a legal id")) {
+            let (sender, queue) = mpsc::channel(1);
+            queues.push(queue);
+            assert!(sessions.opening(shard(), &device).hold(SessionEpoch::new(1), sender));
+        }
+        let parts = sessions.of_shard(shard(), 3);
+        let bound = |text: &str| Some(text.parse::<DeviceId>().expect("a legal id"));
+        let covers: Vec<_> = parts.iter().map(|part| part.covers.clone()).collect();
+        let first = Coverage { after: None, until: bound("c") };
+        assert_eq!(covers, [first, Coverage { after: bound("c"), until: None }]);
+        assert_eq!(parts.iter().map(|part| part.sessions.len()).collect::<Vec<_>>(), [3, 1]);
+        assert_eq!(sessions.of_shard(shard(), 4).len(), 1);
     }
 
     #[test]

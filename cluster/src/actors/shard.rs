@@ -1,31 +1,34 @@
 //! One actor a local replica, active while this node leads it: device actors on demand, effects after commit, and where
 //! the sessions of its devices are.
 //!
-//! The table of sessions is memory of the leader. A new leader fills it from what the nodes announce; until a session is
-//! announced its deliveries are not sent, which the announcement then shows as a gap.
+//! Where sessions are is memory of the leader (`addresses`). A new leader fills it from what the nodes announce; until a
+//! session is announced its deliveries are not sent, which the announcement then shows as a gap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use drover_core::change::{Effect, Event};
 use drover_core::delivery::{Delivery, EndReason};
-use drover_core::ids::{DeviceId, LogTime, NodeId, SessionEpoch, ShardId, Version};
+use drover_core::ids::{DeviceId, LogTime, NodeId, SessionEpoch, ShardId};
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SupervisionEvent};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use super::addresses::{Address, Addresses, Announced, Moments};
 use super::admission::Gauge;
 use super::announce::Judged;
 use super::calls::Invocation;
 use super::clock::Clock;
 use super::config::Limits;
+use super::departed::Departed;
 use super::device::{DeviceActor, DeviceContext, DeviceMsg, propose};
 use super::due::DueTimer;
 use super::live::LiveHub;
+use super::neighbours::{Neighbours, Present};
 use super::outbox::Outbox;
 use super::proposer::{Connected, Proposal, Proposer};
 use crate::metrics;
@@ -47,8 +50,14 @@ pub(super) enum ShardMsg {
     CallReported(Reported),
     /// From a device that has calls for a connection which is moving.
     Locate(DeviceId),
-    /// From the node: these sessions of a node are live.
-    Announced { node: NodeId, sessions: Vec<Judged> },
+    /// From the node: what a node holds, of which these sessions are live.
+    Announced { announced: Announced, sessions: Vec<Judged> },
+    /// From the node: who is there.
+    NodesPresent(Arc<Present>),
+    /// From its own look at the records: these are connected, by what was committed some time ago.
+    Recorded(Vec<Connected>),
+    /// From its own proposal to end it: there is no such connection any more.
+    NotLive(DeviceId, SessionEpoch),
     /// From its own timer: a mailbox may be due.
     CommandsDue,
     /// From its own watch on the group.
@@ -66,6 +75,8 @@ pub(super) struct ShardArguments {
     pub(super) group: Group,
     pub(super) outbox: Outbox,
     pub(super) live: LiveHub,
+    pub(super) neighbours: Arc<Neighbours>,
+    pub(super) moments: Arc<Moments>,
     pub(super) limits: Limits,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) clock: Arc<dyn Clock>,
@@ -83,8 +94,11 @@ pub(super) struct ShardState {
     context: Arc<DeviceContext>,
     leadership: Leadership,
     active: BTreeMap<DeviceId, Active>,
-    sessions: BTreeMap<DeviceId, Address>,
+    addresses: Addresses,
+    moments: Arc<Moments>,
+    neighbours: Arc<Neighbours>,
     due: DueTimer,
+    departed: Departed,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
@@ -93,14 +107,6 @@ struct Active {
     actor: ActorRef<DeviceMsg>,
     gauge: Arc<Gauge>,
     used: Instant,
-}
-
-/// Where the live session of a device is.
-struct Address {
-    node: NodeId,
-    epoch: SessionEpoch,
-    /// A desired version that its node had not sent when it last announced the session.
-    missed: Option<Version>,
 }
 
 impl Actor for ShardActor {
@@ -136,7 +142,12 @@ impl Actor for ShardActor {
                 state.tell_active(&device, DeviceMsg::CallReported(reported));
             }
             ShardMsg::Locate(device) => state.locate(&device),
-            ShardMsg::Announced { node, sessions } => state.announced(&myself, node, sessions),
+            ShardMsg::Announced { announced, sessions } => {
+                state.announced(&myself, &announced, sessions);
+            }
+            ShardMsg::NodesPresent(present) => state.nodes_present(&present),
+            ShardMsg::Recorded(connected) => state.recorded(connected),
+            ShardMsg::NotLive(device, epoch) => state.addresses.forget(&device, epoch),
             ShardMsg::CommandsDue => state.due.run(&myself, &state.context),
             ShardMsg::Leadership(leadership) => state.led(&myself, leadership),
             ShardMsg::Sweep => state.sweep(Instant::now()),
@@ -169,8 +180,8 @@ impl Actor for ShardActor {
 
 impl ShardState {
     fn start(myself: ActorRef<ShardMsg>, arguments: ShardArguments) -> Self {
-        let ShardArguments { shard, group, outbox, live, limits, storage, clock, proposer } =
-            arguments;
+        let ShardArguments { shard, group, outbox, live, limits, storage, clock, .. } = arguments;
+        let ShardArguments { neighbours, moments, proposer, .. } = arguments;
         let (queue, proposals) = mpsc::channel(limits.shard_requests_max);
         let tasks = [
             tokio::spawn(proposer(myself.clone(), proposals).run()),
@@ -194,8 +205,11 @@ impl ShardState {
             context: Arc::new(context),
             leadership: Leadership::default(),
             active: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            addresses: Addresses::default(),
+            moments,
+            neighbours,
             due: DueTimer::default(),
+            departed: Departed::default(),
             _tasks: tasks.map(AbortOnDropHandle::new),
         }
     }
@@ -257,7 +271,7 @@ impl ShardState {
     }
 
     fn address(&self, device: &DeviceId) -> Option<(NodeId, SessionEpoch)> {
-        self.sessions.get(device).map(|address| (address.node, address.epoch))
+        self.addresses.get(device).map(|address| (address.node, address.epoch))
     }
 
     fn locate(&self, device: &DeviceId) {
@@ -292,7 +306,8 @@ impl ShardState {
                 Effect::Appended { first, count } => self.live.appended(self.shard, first, count),
                 Effect::Notify(event) => {
                     if let Event::Disconnected { device, epoch, .. } = &event {
-                        self.forget(device, *epoch);
+                        // The connection that was replaced has been told already.
+                        self.addresses.forget(device, *epoch);
                         self.tell_active(device, DeviceMsg::ConnectionEnded(*epoch));
                     }
                     self.live.happened(event);
@@ -300,7 +315,7 @@ impl ShardState {
             }
         }
         for Connected { device, node, epoch } in connected {
-            self.hold(device, node, epoch);
+            self.addresses.hold(device, node, epoch, &self.moments);
         }
         // Now that it is known where the new connections are.
         for device in reachable {
@@ -317,18 +332,14 @@ impl ShardState {
     /// The node that holds the connection. `None`: it has not been announced, and what it is not sent now the announcement
     /// will show to be missing.
     fn node_of(&self, device: &DeviceId, epoch: SessionEpoch) -> Option<NodeId> {
-        self.sessions.get(device).filter(|address| address.epoch == epoch).map(|to| to.node)
+        self.addresses.get(device).filter(|address| address.epoch == epoch).map(|to| to.node)
     }
 
     /// Ends the session of a device if it is older than `live`. Sent from here, because it must not wait for an actor
     /// that is failing.
     fn end_older(&mut self, device: &DeviceId, live: SessionEpoch, reason: EndReason) {
-        if let Some(address) = self.sessions.get(device)
-            && address.epoch < live
-        {
-            let (to, epoch) = (address.node, address.epoch);
-            self.context.outbox.deliver(to, self.shard, device, epoch, Delivery::End(reason));
-            self.sessions.remove(device);
+        if let Some(Address { node, epoch, .. }) = self.addresses.take_older(device, live) {
+            self.context.outbox.deliver(node, self.shard, device, epoch, Delivery::End(reason));
         }
     }
 
@@ -344,25 +355,41 @@ impl ShardState {
         }
     }
 
-    fn forget(&mut self, device: &DeviceId, epoch: SessionEpoch) {
-        if self.sessions.get(device).is_some_and(|address| address.epoch <= epoch) {
-            // The connection that was replaced has been told already.
-            self.sessions.remove(device);
+    fn nodes_present(&self, present: &Present) {
+        for (device, epoch) in self.addresses.at_others(&present.nodes, present.moment) {
+            self.departed.end(&self.context, &device, epoch);
         }
     }
 
-    fn hold(&mut self, device: DeviceId, node: NodeId, epoch: SessionEpoch) {
-        if self.sessions.get(&device).is_none_or(|address| address.epoch < epoch) {
-            self.sessions.insert(device, Address { node, epoch, missed: None });
+    /// What has not been announced may never be: its node is asked whether it holds it.
+    fn recorded(&mut self, connected: Vec<Connected>) {
+        let mut asked = BTreeSet::new();
+        for Connected { device, node, epoch } in connected {
+            if self.addresses.hold(device, node, epoch, &self.moments) {
+                asked.insert(node);
+            }
+        }
+        for node in asked {
+            self.neighbours.want(node);
         }
     }
 
     /// A version that was missing in an announcement may have been on its way; one that is still missing in the next
     /// was lost.
-    fn announced(&mut self, myself: &ActorRef<ShardMsg>, node: NodeId, sessions: Vec<Judged>) {
+    fn announced(
+        &mut self,
+        myself: &ActorRef<ShardMsg>,
+        announced: &Announced,
+        sessions: Vec<Judged>,
+    ) {
+        for (device, epoch) in self.addresses.not_announced(announced, self.leadership.term) {
+            debug!(shard = %self.shard, %device, %epoch, "no node holds the connection: it has ended");
+            self.departed.end(&self.context, &device, epoch);
+        }
+        let node = announced.node;
         for Judged { device, epoch, missed, commands_after } in sessions {
-            self.hold(device.clone(), node, epoch);
-            let Some(address) = self.sessions.get_mut(&device) else { continue };
+            self.addresses.hold(device.clone(), node, epoch, &self.moments);
+            let Some(address) = self.addresses.get_mut(&device) else { continue };
             if address.epoch != epoch {
                 continue;
             }
@@ -383,7 +410,7 @@ impl ShardState {
         let was = std::mem::replace(&mut self.leadership, leadership);
         if was.serving && (!leadership.serving || was.term != leadership.term) {
             // What other terms knew of sessions is stale; the actors have nothing of their own to lose.
-            self.sessions.clear();
+            self.addresses.clear();
             for (_, active) in std::mem::take(&mut self.active) {
                 drop(active.actor.send_message(DeviceMsg::Passivate));
             }
@@ -393,8 +420,12 @@ impl ShardState {
         }
         if leadership.serving {
             self.context.begin_term(leadership.term);
+            if !was.serving || was.term != leadership.term {
+                self.departed.look(&self.context);
+            }
             self.due.set(myself, &self.context, LogTime::default());
         } else {
+            self.departed.stop();
             self.due.stop();
         }
     }

@@ -1,8 +1,10 @@
 //! Whole nodes in one process: real Raft over loopback, the simulated disk, the actors above them.
 
 mod commands;
+mod gate;
 mod methods;
 mod modules;
+mod presence;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,9 +28,9 @@ use super::error::Error;
 use super::router::Target;
 use super::session::{DELIVERIES_MAX, Delivery, EndReason, OpenSession, Session};
 use super::shard::ShardMsg;
-use crate::raft::network::PlainNetwork;
 use crate::raft::peers::{Peers, PeersConfig};
 use crate::storage::simulated::{Behaviour, SimulatedDisk};
+use gate::Gate;
 
 const SHARDS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +40,7 @@ type Deliveries = mpsc::Receiver<Box<Delivery>>;
 struct Node {
     cluster: Cluster,
     disk: SimulatedDisk,
+    gate: Gate,
 }
 
 /// Waits for a condition, never for a duration.
@@ -61,22 +64,38 @@ async fn start(count: u32, configure: impl Fn(&mut Config)) -> Vec<Node> {
         listeners.iter().map(|(node, listener)| (*node, address(listener))).collect();
     let mut nodes = Vec::new();
     for (node, listener) in listeners {
-        let network = Arc::new(PlainNetwork::new(listener));
-        let (members, cluster_id) = (members.clone(), None);
-        let peers = PeersConfig { node, members, cluster_id, network, seed: Some(node.to_u64()) };
-        let (peers, incoming) = Peers::start(peers);
         let behaviour = Behaviour { sync_us_max: 500, failing_syncs_per_mille: 0 };
         let disk = SimulatedDisk::new(node.to_u64(), behaviour);
         let mut config = Config::new(node);
         config.seed = Some(node.to_u64());
         configure(&mut config);
-        let storage = Arc::new(disk.open());
-        let cluster =
-            Cluster::start(config, storage, peers, incoming).await.expect("a node starts");
-        nodes.push(Node { cluster, disk });
+        nodes.push(run(config, disk, listener, members.clone()).await);
     }
     initialize(&nodes, members).await;
     nodes
+}
+
+async fn run(
+    config: Config,
+    disk: SimulatedDisk,
+    listener: TcpListener,
+    members: BTreeMap<NodeId, String>,
+) -> Node {
+    let (node, seed, cluster_id) = (config.node, config.seed, None);
+    let gate = Gate::new(listener);
+    let network = Arc::new(gate.clone());
+    let (peers, incoming) = Peers::start(PeersConfig { node, members, cluster_id, network, seed });
+    let storage = Arc::new(disk.open());
+    let cluster = Cluster::start(config, storage, peers, incoming).await.expect("a node starts");
+    Node { cluster, disk, gate }
+}
+
+/// The next life of a node that is alone.
+async fn restart(former: Node) -> Node {
+    let Node { cluster, disk, .. } = former;
+    cluster.stop(5_000).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    run(cluster.shared.config.clone(), disk, listener, BTreeMap::new()).await
 }
 
 async fn initialize(nodes: &[Node], members: BTreeMap<NodeId, String>) {
@@ -277,7 +296,7 @@ async fn a_device_over_its_rate_is_told_so() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_writes_and_recovers_when_there_is_room() {
-    let Node { cluster, disk } = single().await;
+    let Node { cluster, disk, .. } = single().await;
     let device = id("pump-7");
     create(&cluster, &device).await;
     let (session, _queue) = open(&cluster, &device).await;

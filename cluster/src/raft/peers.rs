@@ -77,6 +77,19 @@ pub enum Incoming {
     EventsWanted { from: NodeId, wanted: bool },
 }
 
+impl Incoming {
+    /// Who asks.
+    pub fn from(&self) -> NodeId {
+        match self {
+            Self::Request { from, .. }
+            | Self::Deliver { from, .. }
+            | Self::Announce { from, .. }
+            | Self::Events { from, .. }
+            | Self::EventsWanted { from, .. } => *from,
+        }
+    }
+}
+
 /// Why a call to a peer has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {

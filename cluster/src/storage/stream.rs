@@ -152,6 +152,22 @@ pub fn history(
     }
 }
 
+/// When the newest message of a device was appended. Retention may have taken it.
+pub fn newest_at(
+    storage: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+) -> Result<Option<LogTime>, Error> {
+    let ever = keys::history_between(group, device, LogTime::default(), LogTime::new(u64::MAX));
+    let one = ScanLimit { records: 1, bytes: BYTES_AT_ONCE };
+    let newest = storage.scan(Table::History, ever, Order::Descending, one)?;
+    let Some((key, _)) = newest.first() else { return Ok(None) };
+    let (at, _) = keys::history_place(key).ok_or_else(|| Error::Corrupt {
+        what: format!("history of {device}: a key is malformed"),
+    })?;
+    Ok(Some(at))
+}
+
 /// The messages of one run whose offsets are `first` or later.
 fn run_messages(
     storage: &dyn Storage,

@@ -1,5 +1,7 @@
 //! Deliveries to sessions on other nodes, and what nodes tell the leaders about their sessions.
 
+use std::collections::BTreeSet;
+
 use drover_core::change::Message;
 use drover_core::delivery::{Delivery, EndReason, SentCommand};
 use drover_core::ids::{CallId, DeliveryNumber, DeviceId, SessionEpoch, Version};
@@ -9,6 +11,40 @@ use proto::deliver::Body;
 use proto::end::Reason;
 
 use super::record;
+
+/// A moment at the leader of a shard: what it has learned before in this term has a smaller count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    pub term: u64,
+    pub count: u64,
+}
+
+/// The devices that a part of a list is about: those after the one and up to the other, in order. Without a bound there
+/// is none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Coverage {
+    pub after: Option<DeviceId>,
+    pub until: Option<DeviceId>,
+}
+
+/// All that a node holds of the devices of a shard that the part covers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeldPart {
+    pub covers: Coverage,
+    pub sessions: Vec<HeldSession>,
+    /// Devices of which a connection is being opened or closed.
+    pub unsettled: BTreeSet<DeviceId>,
+    /// A moment of the leader's that was known when the list was made.
+    pub after: Option<Moment>,
+}
+
+/// What the leader answers to a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartAnswer {
+    /// The sessions that are not live: end them.
+    pub stale: Vec<(DeviceId, SessionEpoch)>,
+    pub moment: Moment,
+}
 
 /// A session that a node holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,20 +119,70 @@ pub fn decode_delivery(deliver: proto::Deliver) -> Option<(DeviceId, SessionEpoc
     Some((DeviceId::from_key(&deliver.device).ok()?, SessionEpoch::new(deliver.epoch), delivery))
 }
 
-pub fn encode_announce(sessions: &[HeldSession]) -> proto::Announce {
-    proto::Announce { sessions: sessions.iter().map(of_session).collect() }
+pub fn encode_announce(part: &HeldPart) -> proto::Announce {
+    let text = |device: &DeviceId| device.as_str().to_owned();
+    proto::Announce {
+        sessions: part.sessions.iter().map(of_session).collect(),
+        covers_after: part.covers.after.as_ref().map(text),
+        covers_until: part.covers.until.as_ref().map(text),
+        unsettled: part.unsettled.iter().map(text).collect(),
+        after: part.after.map(of_moment),
+    }
 }
 
-pub fn decode_announce(announce: proto::Announce) -> Vec<HeldSession> {
-    announce.sessions.into_iter().filter_map(session).collect()
+/// `None`: it cannot be read. To answer a part of a list would be to say that the rest is not held.
+pub fn decode_announce(announce: proto::Announce) -> Option<HeldPart> {
+    let device = |text: String| DeviceId::from_key(&text).ok();
+    let bound = |text: Option<String>| text.map_or(Some(None), |text| device(text).map(Some));
+    let covers =
+        Coverage { after: bound(announce.covers_after)?, until: bound(announce.covers_until)? };
+    Some(HeldPart {
+        covers,
+        sessions: announce.sessions.into_iter().map(session).collect::<Option<_>>()?,
+        unsettled: announce.unsettled.into_iter().map(device).collect::<Option<_>>()?,
+        after: announce.after.map(moment),
+    })
 }
 
-pub fn encode_stale(sessions: &[HeldSession]) -> proto::AnnounceResponse {
-    proto::AnnounceResponse { stale: sessions.iter().map(of_session).collect() }
+pub fn encode_part_answer(answer: &PartAnswer) -> proto::AnnounceResponse {
+    let stale = |(device, epoch): &(DeviceId, SessionEpoch)| proto::AnnouncedSession {
+        device: device.as_str().to_owned(),
+        epoch: epoch.get(),
+        ..proto::AnnouncedSession::default()
+    };
+    proto::AnnounceResponse {
+        stale: answer.stale.iter().map(stale).collect(),
+        moment: Some(of_moment(answer.moment)),
+        wanted: 0,
+    }
 }
 
-pub fn decode_stale(response: proto::AnnounceResponse) -> Vec<HeldSession> {
-    response.stale.into_iter().filter_map(session).collect()
+pub fn decode_part_answer(response: proto::AnnounceResponse) -> Option<PartAnswer> {
+    let stale = response.stale.into_iter().filter_map(session);
+    let stale = stale.map(|session| (session.device, session.epoch)).collect();
+    Some(PartAnswer { stale, moment: moment(response.moment?) })
+}
+
+/// That this node is there.
+pub fn encode_beat() -> proto::Announce {
+    proto::Announce::default()
+}
+
+/// The answer to it: a number that changes when all sessions are to be announced to the node that answers.
+pub fn encode_wanted(wanted: u64) -> proto::AnnounceResponse {
+    proto::AnnounceResponse { wanted, ..proto::AnnounceResponse::default() }
+}
+
+pub fn decode_wanted(response: &proto::AnnounceResponse) -> u64 {
+    response.wanted
+}
+
+fn of_moment(moment: Moment) -> proto::Moment {
+    proto::Moment { term: moment.term, count: moment.count }
+}
+
+fn moment(moment: proto::Moment) -> Moment {
+    Moment { term: moment.term, count: moment.count }
 }
 
 fn of_session(session: &HeldSession) -> proto::AnnouncedSession {
@@ -151,8 +237,31 @@ mod tests {
             desired,
             commands: DeliveryNumber::new(7),
         };
-        let sessions = vec![session(None), session(Some(Version::new(2)))];
-        assert_eq!(decode_announce(encode_announce(&sessions)), sessions);
-        assert_eq!(decode_stale(encode_stale(&sessions)), sessions);
+        let part = HeldPart {
+            covers: Coverage { after: None, until: Some("pump-8".parse().expect("a legal id")) },
+            sessions: vec![session(None), session(Some(Version::new(2)))],
+            unsettled: ["pump-6".parse().expect("a legal id")].into(),
+            after: Some(Moment { term: 3, count: 5 }),
+        };
+        assert_eq!(decode_announce(encode_announce(&part)), Some(part.clone()));
+        assert_eq!(
+            decode_announce(encode_announce(&HeldPart::default())),
+            Some(HeldPart::default())
+        );
+        let stale = vec![("pump-7".parse().expect("a legal id"), SessionEpoch::new(4))];
+        let answer = PartAnswer { stale, moment: Moment { term: 3, count: 6 } };
+        assert_eq!(decode_part_answer(encode_part_answer(&answer)), Some(answer));
+        assert_eq!(decode_wanted(&encode_wanted(9)), 9);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_whole_is_not_taken_for_a_shorter_one() {
+        let session = |device: &str| proto::AnnouncedSession {
+            device: device.to_owned(),
+            ..proto::AnnouncedSession::default()
+        };
+        let sessions = vec![session("pump-7"), session("no device id: it has spaces")];
+        let announce = proto::Announce { sessions, ..proto::Announce::default() };
+        assert_eq!(decode_announce(announce), None);
     }
 }

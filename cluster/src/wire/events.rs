@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use drover_core::change::{Event, Message};
 use drover_core::ids::{
-    DeviceId, GenerationId, LogTime, Offset, SessionEpoch, ShardCount, ShardId, Version,
+    DeviceId, GenerationId, LogTime, NodeId, Offset, SessionEpoch, ShardCount, ShardId, Version,
 };
 use drover_core::message::{Live, StoredMessage};
 use drover_proto::cluster as proto;
@@ -73,10 +73,14 @@ pub(super) fn stored_message(message: proto::StreamMessage) -> Option<StoredMess
 }
 
 fn of_event(event: &Event) -> proto::DeviceEvent {
+    let mut at_node = None;
     let (kind, device, number, at) = match event {
         Event::Created { device, at } => ("created", device, 0, at),
         Event::Deleted { device, at } => ("deleted", device, 0, at),
-        Event::Connected { device, epoch, at } => ("connected", device, epoch.get(), at),
+        Event::Connected { device, epoch, node, at } => {
+            at_node = node.map(NodeId::to_u64);
+            ("connected", device, epoch.get(), at)
+        }
         Event::Disconnected { device, epoch, at } => ("disconnected", device, epoch.get(), at),
         Event::TwinChanged { device, version, at } => ("twin_changed", device, version.get(), at),
     };
@@ -85,6 +89,7 @@ fn of_event(event: &Event) -> proto::DeviceEvent {
         device: device.as_str().to_owned(),
         at_ms: at.get(),
         number,
+        node: at_node,
     }
 }
 
@@ -95,7 +100,9 @@ fn event(event: proto::DeviceEvent) -> Option<Event> {
     Some(match event.kind.as_str() {
         "created" => Event::Created { device, at },
         "deleted" => Event::Deleted { device, at },
-        "connected" => Event::Connected { device, epoch, at },
+        "connected" => {
+            Event::Connected { device, epoch, node: event.node.map(NodeId::from_u64), at }
+        }
         "disconnected" => Event::Disconnected { device, epoch, at },
         "twin_changed" => Event::TwinChanged { device, version: Version::new(event.number), at },
         _ => return None,
@@ -120,12 +127,13 @@ mod tests {
             authentication: "sas",
             message: Message(Bytes::from_static(b"body")),
         };
-        let epoch = SessionEpoch::new(4);
+        let (epoch, node) = (SessionEpoch::new(4), Some(NodeId::new(2, 1)));
         let live = vec![
             Live::Messages(vec![message]),
             Live::Event(Event::Created { device: device.clone(), at }),
             Live::Event(Event::Deleted { device: device.clone(), at }),
-            Live::Event(Event::Connected { device: device.clone(), epoch, at }),
+            Live::Event(Event::Connected { device: device.clone(), epoch, node, at }),
+            Live::Event(Event::Connected { device: device.clone(), epoch, node: None, at }),
             Live::Event(Event::Disconnected { device: device.clone(), epoch, at }),
             Live::Event(Event::TwinChanged { device, version: Version::new(9), at }),
             Live::Missed(7),

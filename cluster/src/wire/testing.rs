@@ -208,11 +208,12 @@ pub(crate) fn batch() -> impl Strategy<Value = Batch> {
 
 pub(crate) fn device() -> impl Strategy<Value = Device> {
     let time = || prop::option::of(any::<u64>().prop_map(LogTime::new));
-    let presence = (any::<u64>(), time(), time(), node(), subscriptions()).prop_map(
-        |(epoch, connected_since, changed, node, subscriptions)| Presence {
+    let presence = (any::<u64>(), time(), time(), time(), node(), subscriptions()).prop_map(
+        |(epoch, connected_since, changed, active, node, subscriptions)| Presence {
             epoch: SessionEpoch::new(epoch),
             connected_since,
             changed,
+            active,
             node,
             subscriptions,
         },

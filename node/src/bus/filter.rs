@@ -9,9 +9,15 @@ use crate::grpc::status::Invalid;
 /// What a reader wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
+    senders: Senders,
+    property: Option<Property>,
+}
+
+/// Which devices and modules a reader wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Senders {
     device: Ids,
     module: Ids,
-    property: Option<Property>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,22 +38,32 @@ impl TryFrom<TailRequest> for Filter {
     type Error = Invalid;
 
     fn try_from(request: TailRequest) -> Result<Self, Invalid> {
-        let device = Ids::parse("device_id", &request.device_id)?;
-        let module = Ids::parse("module_id", &request.module_id)?;
+        let senders = Senders::parse(&request.device_id, &request.module_id)?;
         if request.property_key.is_empty() && request.property_value.is_some() {
             return Err(Invalid::new("property_key", "name the property that must have the value"));
         }
         let property = (!request.property_key.is_empty())
             .then_some(Property { key: request.property_key, value: request.property_value });
-        Ok(Self { device, module, property })
+        Ok(Self { senders, property })
     }
 }
 
 impl Filter {
     pub(super) fn passes(&self, message: &Message) -> bool {
-        let sender = self.device.include(&message.device_id);
-        let sender = sender && self.module.include(&message.module_id);
-        sender && self.property.as_ref().is_none_or(|property| property.is_in(message))
+        self.senders.include(&message.device_id, &message.module_id)
+            && self.property.as_ref().is_none_or(|property| property.is_in(message))
+    }
+}
+
+impl Senders {
+    /// Empty: all. A trailing `*` matches any ending.
+    pub fn parse(device_id: &str, module_id: &str) -> Result<Self, Invalid> {
+        let device = Ids::parse("device_id", device_id)?;
+        Ok(Self { device, module: Ids::parse("module_id", module_id)? })
+    }
+
+    pub fn include(&self, device_id: &str, module_id: &str) -> bool {
+        self.device.include(device_id) && self.module.include(module_id)
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) enum Command {
     RotateKeys(RotateKeys),
     /// Register many devices from a file, each succeeding or failing on its own.
     BulkCreate(super::bulk::Arguments),
+    /// Follow what happens to devices: connections and their ends, created, deleted, twins changed.
+    Watch(super::watch::Watch),
     /// Make a token that a device or module connects with (its MQTT password).
     SasToken(super::tokens::SasToken),
     /// Show the connection string that the SDK of a device or module takes.
@@ -131,6 +133,7 @@ pub(super) async fn call(
         Command::BulkCreate(arguments) => {
             super::bulk::create(arguments, &connection.client()?, out).await
         }
+        Command::Watch(watch) => super::watch::call(watch, &connection.client()?, out).await,
         Command::SasToken(arguments) => super::tokens::sas_token(arguments, connection, out).await,
         Command::ConnectionString(arguments) => {
             super::tokens::connection_string(arguments, connection, out).await
@@ -180,14 +183,17 @@ fn print_page(devices: &[Device], out: &mut Output<'_>) -> Result<(), Failure> {
     if out.form() == Form::Json {
         return devices.iter().try_for_each(|device| out.json(&device_json(device)));
     }
-    let mut table = Table::new(&["ID", "STATUS", "CONNECTED", "SINCE", "AUTHENTICATION", "REASON"]);
+    let columns =
+        ["ID", "STATUS", "CONNECTED", "SINCE", "LAST ACTIVITY", "AUTHENTICATION", "REASON"];
+    let mut table = Table::new(&columns);
     for device in devices {
-        let since = device.connection_state_updated.as_ref();
+        let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
         table.row([
             device.id.as_str(),
             status_text(device),
-            if device.connected { "yes" } else { "no" },
-            &since.map(json::time_text).unwrap_or_default(),
+            &connected_text(device.connected, &device.connected_node),
+            &time(device.connection_state_updated.as_ref()),
+            &time(device.last_activity.as_ref()),
             credentials::kind_text(device.authentication.as_ref()),
             &device.status_reason,
         ]);
@@ -255,13 +261,22 @@ fn show(device: &Device, out: &mut Output<'_>) -> Result<(), Failure> {
     let mut table = Table::new(&["ID", &device.id]);
     table.row(["STATUS", status_text(device)]);
     table.row(["REASON", &device.status_reason]);
-    table.row(["CONNECTED", if device.connected { "yes" } else { "no" }]);
-    let since = device.connection_state_updated.as_ref().map(json::time_text);
-    table.row(["SINCE", &since.unwrap_or_default()]);
+    let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
+    table.row(["CONNECTED", &connected_text(device.connected, &device.connected_node)]);
+    table.row(["SINCE", &time(device.connection_state_updated.as_ref())]);
+    table.row(["LAST ACTIVITY", &time(device.last_activity.as_ref())]);
     credentials::rows(device.authentication.as_ref(), &mut table);
     table.row(["ETAG", &device.etag]);
     table.row(["GENERATION", &device.generation_id]);
     out.table(&table)
+}
+
+pub(super) fn connected_text(is_connected: bool, node: &str) -> String {
+    match (is_connected, node) {
+        (false, _) => "no".to_owned(),
+        (true, "") => "yes".to_owned(),
+        (true, node) => format!("at node {node}"),
+    }
 }
 
 fn status_text(device: &Device) -> &'static str {
@@ -283,6 +298,8 @@ pub(super) fn device_json(device: &Device) -> Value {
         "statusUpdatedTime": json::time(device.status_updated.as_ref()),
         "connectionState": if device.connected { "Connected" } else { "Disconnected" },
         "connectionStateUpdatedTime": json::time(device.connection_state_updated.as_ref()),
+        "connectedNode": device.connected_node,
+        "lastActivityTime": json::time(device.last_activity.as_ref()),
         "authentication": credentials::to_json(device.authentication.as_ref()),
     })
 }
@@ -321,8 +338,8 @@ mod tests {
         let text = printed(Form::People, |out| print_page(&[device()], out));
         assert_eq!(
             text,
-            "ID    STATUS    CONNECTED  SINCE  AUTHENTICATION  REASON\n\
-             pump  disabled  no         -      sas             stolen\\u{1b}[2J\n"
+            "ID    STATUS    CONNECTED  SINCE  LAST ACTIVITY  AUTHENTICATION  REASON\n\
+             pump  disabled  no         -      -              sas             stolen\\u{1b}[2J\n"
         );
     }
 

@@ -26,6 +26,7 @@ mod output;
 mod policies;
 mod tokens;
 mod twins;
+mod watch;
 
 use std::io::Write as _;
 
@@ -105,6 +106,8 @@ mod tests {
             "drover devices disable pump --reason stolen",
             "drover devices rotate-keys pump --primary",
             "drover devices sas-token pump --ttl 2h",
+            "drover devices watch",
+            "drover devices watch pump* --json --limit 3",
             "drover devices bulk-create -",
             "drover devices connection-string pump --module ai",
             "drover devices sas-token pump --module ai",

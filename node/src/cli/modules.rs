@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, HubArguments};
 use super::credentials::{self, Condition, Credentials, WhichKeys};
+use super::devices::connected_text;
 use super::output::{Form, Output, Table};
 use super::{Failure, json};
 
@@ -172,9 +173,10 @@ fn show(module: &Module, out: &mut Output<'_>) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["DEVICE", &module.device_id]);
     table.row(["MODULE", &module.module_id]);
-    table.row(["CONNECTED", if module.connected { "yes" } else { "no" }]);
-    let since = module.connection_state_updated.as_ref().map(json::time_text);
-    table.row(["SINCE", &since.unwrap_or_default()]);
+    let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
+    table.row(["CONNECTED", &connected_text(module.connected, &module.connected_node)]);
+    table.row(["SINCE", &time(module.connection_state_updated.as_ref())]);
+    table.row(["LAST ACTIVITY", &time(module.last_activity.as_ref())]);
     credentials::rows(module.authentication.as_ref(), &mut table);
     table.row(["ETAG", &module.etag]);
     table.row(["GENERATION", &module.generation_id]);
@@ -190,6 +192,8 @@ fn module_json(module: &Module) -> Value {
         "etag": module.etag,
         "connectionState": if module.connected { "Connected" } else { "Disconnected" },
         "connectionStateUpdatedTime": json::time(module.connection_state_updated.as_ref()),
+        "connectedNode": module.connected_node,
+        "lastActivityTime": json::time(module.last_activity.as_ref()),
         "authentication": credentials::to_json(module.authentication.as_ref()),
     })
 }

@@ -128,6 +128,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "commands.feedback_records",
         "feedback of one shard beyond this is deleted, oldest first; the default takes about 100 MB",
     ),
+    (
+        "presence.gone_after",
+        "a node that is silent for so long is gone: its devices are shown as disconnected from then on",
+    ),
     ("retention.age", "telemetry older than this is deleted"),
     ("retention.bytes", "telemetry of one shard beyond this is deleted, oldest first"),
     (

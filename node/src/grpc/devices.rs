@@ -4,18 +4,24 @@ use drover_cluster::actors::cluster::DeviceUpdate;
 use drover_cluster::core::change::{Condition, Refusal};
 use drover_cluster::core::device::Device;
 use drover_cluster::core::ids::DeviceId;
+use drover_cluster::core::message::Live;
 use drover_cluster::{Cluster, Error};
 use drover_proto::admin::devices_server::Devices;
 use drover_proto::admin::{
     self, BulkCreateDevicesRequest, BulkCreateDevicesResponse, CreateDeviceRequest,
-    DeleteDeviceRequest, DeleteDeviceResponse, GetDeviceRequest, ListDevicesRequest,
-    ListDevicesResponse, RotateKeysRequest, UpdateDeviceRequest,
+    DeleteDeviceRequest, DeleteDeviceResponse, DeviceEvent, GetDeviceRequest, ListDevicesRequest,
+    ListDevicesResponse, RotateKeysRequest, UpdateDeviceRequest, WatchDevicesRequest,
+    WatchDevicesResponse,
 };
+use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, devices};
+use super::guard::{Guard, Readers};
 use super::status::{self, Invalid};
+use crate::bus::Senders;
 
 /// How many devices one call may create (Azure IoT Hub's limit for bulk calls).
 const BULK_MAX: usize = 100;
@@ -27,10 +33,28 @@ const ATTEMPTS_MAX: u32 = 4;
 #[derive(Debug, Clone)]
 pub(crate) struct DevicesService {
     pub(crate) cluster: Cluster,
+    pub(crate) readers: Readers,
 }
 
 #[tonic::async_trait]
 impl Devices for DevicesService {
+    type WatchDevicesStream = BoxStream<'static, Result<WatchDevicesResponse, Status>>;
+
+    async fn watch_devices(
+        &self,
+        request: Request<WatchDevicesRequest>,
+    ) -> Result<Response<Self::WatchDevicesStream>, Status> {
+        let guard = self.readers.guard(&request)?;
+        let WatchDevicesRequest { device_id, module_id } = request.into_inner();
+        let wanted = Senders::parse(&device_id, &module_id).map_err(status::invalid)?;
+        let watch = Watch { wanted, live: self.cluster.live_events() };
+        let responses = stream::try_unfold((watch, guard), |(mut watch, guard)| async move {
+            let response = guard.unless_stopped(watch.next(&guard)).await?;
+            Ok(response.map(|response| (response, (watch, guard))))
+        });
+        Ok(Response::new(responses.boxed()))
+    }
+
     async fn create_device(
         &self,
         request: Request<CreateDeviceRequest>,
@@ -174,6 +198,34 @@ async fn change_current(
                 attempt += 1;
             }
             Err(error) => return Err(status::of(error)),
+        }
+    }
+}
+
+/// What happens to some devices, for one reader.
+struct Watch {
+    wanted: Senders,
+    live: mpsc::Receiver<Live>,
+}
+
+impl Watch {
+    /// The next events. Wakes up now and then to look whether the caller may still listen.
+    async fn next(&mut self, guard: &Guard) -> Result<Option<WatchDevicesResponse>, Status> {
+        loop {
+            let live = tokio::time::timeout(convert::RECHECK, self.live.recv()).await;
+            guard.check()?;
+            let mut response = WatchDevicesResponse::default();
+            match live {
+                Ok(Some(Live::Event(event))) => response.events.push(devices::event(event)),
+                Ok(Some(Live::Missed(count))) => response.missed = count,
+                Ok(Some(Live::Messages(_))) | Err(_) => {}
+                Ok(None) => return Ok(None),
+            }
+            let is_wanted = |of: &DeviceEvent| self.wanted.include(&of.device_id, &of.module_id);
+            response.events.retain(is_wanted);
+            if !response.events.is_empty() || response.missed > 0 {
+                return Ok(Some(response));
+            }
         }
     }
 }

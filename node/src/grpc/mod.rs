@@ -128,7 +128,7 @@ fn routes(
     let Api { cluster, bus, .. } = api;
     let readers = guard::Readers::new(cluster.clone(), stop);
     let bytes_max = limits.request_bytes_max;
-    let devices = devices::DevicesService { cluster: cluster.clone() };
+    let devices = devices::DevicesService { cluster: cluster.clone(), readers: readers.clone() };
     let modules = modules::ModulesService { cluster: cluster.clone() };
     let twins = twins::TwinsService { cluster: cluster.clone() };
     let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };

@@ -209,6 +209,7 @@ fn cluster_config(config: &Config) -> cluster_config::Config {
             shard_requests_max: limits.requests_per_shard as usize,
             device_requests_max: limits.requests_per_device as usize,
             device_rate: (limits.device_messages_per_second > 0).then_some(rate),
+            gone_after: config.presence.gone_after.as_duration(),
             ..cluster_config::Limits::default()
         },
         commands: command_config(&config.commands),

@@ -13,6 +13,7 @@ mod failover;
 mod methods;
 mod metrics;
 mod modules;
+mod presence;
 mod sdks;
 mod takeover;
 mod telemetry;

@@ -162,7 +162,8 @@ async fn a_call_that_was_not_sent_follows_the_device_to_another_node() {
     listen_to_methods(&session).await;
     let moved = async {
         // The device has gone, and its next connection is on its way: the leader does not know yet.
-        home.shared.sessions.remove(shard(home, &device), &device, session.epoch());
+        let shard = shard(home, &device);
+        let _closed = home.shared.sessions.close(shard, &device, session.epoch());
         let calling = nodes[1].cluster.invoke_method(&device, call(0, 30_000));
         let moving = async {
             sleep(Duration::from_millis(100)).await;

@@ -12,7 +12,8 @@ use super::{decode, encode, required};
 use crate::wire::Invalid;
 
 pub fn device_to_bytes(device: &Device) -> Bytes {
-    let Presence { epoch, connected_since, changed, node, subscriptions } = &device.presence;
+    let Presence { epoch, connected_since, changed, active, node, subscriptions } =
+        &device.presence;
     encode(&record::Device {
         id: device.id.as_str().to_owned(),
         generation: device.generation.get(),
@@ -24,6 +25,7 @@ pub fn device_to_bytes(device: &Device) -> Bytes {
         epoch: epoch.get(),
         connected_since_ms: connected_since.map(LogTime::get),
         presence_changed_ms: changed.map(LogTime::get),
+        active_ms: active.map(LogTime::get),
         subscriptions: subscriptions_to_record(subscriptions),
         node: node.map(NodeId::to_u64),
         mailbox: Some(head_to_record(&device.mailbox)),
@@ -46,6 +48,7 @@ pub fn device_from_bytes(bytes: Bytes) -> Result<Device, Invalid> {
             epoch: SessionEpoch::new(device.epoch),
             connected_since: device.connected_since_ms.map(LogTime::new),
             changed: device.presence_changed_ms.map(LogTime::new),
+            active: device.active_ms.map(LogTime::new),
             node: device.node.map(NodeId::from_u64),
             subscriptions: subscriptions_from_record(device.subscriptions)?,
         },

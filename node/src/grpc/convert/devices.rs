@@ -3,10 +3,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use drover_cluster::actors::cluster::{DevicePage, DeviceUpdate};
-use drover_cluster::core::change::{Condition, DeviceSpec};
-use drover_cluster::core::device::{Authentication, Device, Key, Status};
+use drover_cluster::core::change::{Condition, DeviceSpec, Event};
+use drover_cluster::core::device::{Authentication, Device, Key, Presence, Status};
 use drover_cluster::core::ids::{DeviceId, ShardCount, ShardId};
-use drover_proto::admin::{self, authentication::Kind};
+use drover_proto::admin::{self, DeviceEventKind, authentication::Kind};
 use rand::Rng as _;
 
 use super::documents;
@@ -266,6 +266,8 @@ pub(crate) fn device(device: Device) -> admin::Device {
         authentication: Some(shown(device.authentication)),
         connected: device.presence.connected_since.is_some(),
         connection_state_updated: device.presence.changed.map(super::timestamp),
+        connected_node: connected_node(&device.presence),
+        last_activity: device.presence.active.map(super::timestamp),
     }
 }
 
@@ -318,6 +320,43 @@ fn parse_page_token(token: &str, shards: ShardCount) -> Option<PageStart> {
     let shard = ShardId::new(shard.parse().ok()?, shards)?;
     let device = if device.is_empty() { None } else { Some(device.parse().ok()?) };
     Some((shard, device))
+}
+
+pub(super) fn connected_node(presence: &Presence) -> String {
+    let node = presence.node.filter(|_| presence.connected_since.is_some());
+    node.map(|node| node.to_string()).unwrap_or_default()
+}
+
+/// What happened to a device.
+pub(crate) fn event(event: Event) -> admin::DeviceEvent {
+    let shown = |kind: DeviceEventKind, device: DeviceId, at| {
+        let (device_id, module_id) = super::names(&device);
+        let time = Some(super::timestamp(at));
+        admin::DeviceEvent {
+            kind: kind.into(),
+            device_id,
+            module_id,
+            time,
+            ..admin::DeviceEvent::default()
+        }
+    };
+    match event {
+        Event::Created { device, at } => shown(DeviceEventKind::Created, device, at),
+        Event::Deleted { device, at } => shown(DeviceEventKind::Deleted, device, at),
+        Event::Connected { device, epoch, node, at } => admin::DeviceEvent {
+            epoch: epoch.get(),
+            node: node.map(|node| node.to_string()).unwrap_or_default(),
+            ..shown(DeviceEventKind::Connected, device, at)
+        },
+        Event::Disconnected { device, epoch, at } => admin::DeviceEvent {
+            epoch: epoch.get(),
+            ..shown(DeviceEventKind::Disconnected, device, at)
+        },
+        Event::TwinChanged { device, version, at } => admin::DeviceEvent {
+            twin_version: version.get(),
+            ..shown(DeviceEventKind::TwinChanged, device, at)
+        },
+    }
 }
 
 #[cfg(test)]

@@ -69,6 +69,8 @@ pub(crate) fn module(module: Device) -> admin::Module {
         etag: module.etag.to_string(),
         authentication: Some(shown(module.authentication)),
         connected: module.presence.connected_since.is_some(),
+        connected_node: super::devices::connected_node(&module.presence),
+        last_activity: module.presence.active.map(super::timestamp),
         connection_state_updated: module.presence.changed.map(super::timestamp),
     }
 }
