@@ -134,6 +134,8 @@ counters! {
         command_deliveries,
         /// States of replicas that had applied the same entry (I-15).
         equal_states,
+        /// Devices that are connected when the faults are over, against what is shown of them.
+        connections,
         /// Accepted requests against connections that had replaced theirs (I-22).
         fences,
         /// Log entries against the same entry elsewhere (I-32: log matching).

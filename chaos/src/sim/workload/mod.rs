@@ -2,12 +2,14 @@
 //!
 //! Every node opens connections of every device, so they take over from each other all the time. Some connections go on
 //! after they were told that they had been replaced, as a node that is cut off would: what they send must have no effect.
-//! At the end of a run the mailboxes are emptied, and each node writes to every device and reads everything.
+//! At the end of a run the mailboxes are emptied, every device is connected (`presence`), and each node writes to every
+//! device and reads everything.
 
 mod backends;
 mod commands;
 mod content;
 mod devices;
+mod presence;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -61,10 +63,13 @@ impl Workload {
         sleep(Duration::from_millis(pause_ms)).await;
     }
 
-    /// The first node empties the mailboxes. Then each writes to every device until it is accepted, and reads it. That it ends is checked from outside.
+    /// The first node empties the mailboxes and connects every device. Then each writes to every device until it is
+    /// accepted, and reads it. That it ends is checked from outside.
     async fn finish(&self) {
+        let mut connected = Vec::new();
         if self.node == 1 {
             join_all(self.devices.iter().map(|device| self.empty_mailbox(device))).await;
+            connected = self.connect_all().await;
         }
         for device in self.devices.iter() {
             while !self.write_desired(device, WriteCondition::None).await {
@@ -74,6 +79,7 @@ impl Workload {
                 sleep(POLL).await;
             }
         }
+        self.check_connected(connected).await;
         self.history.note(format_args!("node {} has finished", self.node));
         self.history.lock().finished.insert(self.node, true);
     }
