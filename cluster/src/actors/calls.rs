@@ -214,6 +214,11 @@ impl Calls {
         self.timer = None;
     }
 
+    #[cfg(test)]
+    pub(super) fn count_unsent(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn attempt(
         &mut self,
         device: &DeviceId,

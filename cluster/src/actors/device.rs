@@ -1,9 +1,10 @@
 //! One actor an active device: the order of its changes, and what goes to its connection.
 //!
-//! It holds nothing that must survive; the calls of methods that wait in it are nobody's but their callers'. Records are read from the applied state when they are asked for, the address of
-//! the session stands in the shard's table, and callers wait in the proposer. So passivation is free, a restart loses
-//! only the requests in the inbox (their callers are told to try again), and an idle connection costs no actor. Commands
-//! are read when they are sent: what is not locked any more by then is not.
+//! It holds nothing that must survive; the calls of methods that wait in it are nobody's but their callers'. Records are
+//! read from the applied state when they are asked for, the address of the session stands in the shard's table, and
+//! callers wait in the proposer. So passivation is free, a restart loses only the requests in the inbox (their callers are
+//! told to try again), and an idle connection costs no actor. Commands are read when they are sent: what is not locked any
+//! more by then is not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,6 +51,9 @@ pub(super) enum DeviceMsg {
     /// From a test: fail as a bug would.
     #[cfg(test)]
     Panic,
+    /// From a test: how many calls have not been sent?
+    #[cfg(test)]
+    CountUnsent(tokio::sync::oneshot::Sender<usize>),
 }
 
 /// What all device actors of a shard use.
@@ -134,6 +138,8 @@ impl Actor for DeviceActor {
             }
             #[cfg(test)]
             DeviceMsg::Panic => panic!("a test asked device {} to panic", state.device),
+            #[cfg(test)]
+            DeviceMsg::CountUnsent(count) => drop(count.send(state.calls.count_unsent())),
         }
         state.calls.set_timer(&myself);
         Ok(())

@@ -67,6 +67,9 @@ pub(super) enum ShardMsg {
     /// From a test: make a device's actor fail.
     #[cfg(test)]
     PanicDevice(DeviceId),
+    /// From a test: how many calls of the device have not been sent?
+    #[cfg(test)]
+    CountUnsent(DeviceId, tokio::sync::oneshot::Sender<usize>),
 }
 
 /// What a shard actor is started with.
@@ -153,6 +156,10 @@ impl Actor for ShardActor {
             ShardMsg::Sweep => state.sweep(Instant::now()),
             #[cfg(test)]
             ShardMsg::PanicDevice(device) => state.tell(&myself, &device, DeviceMsg::Panic),
+            #[cfg(test)]
+            ShardMsg::CountUnsent(device, count) => {
+                state.tell(&myself, &device, DeviceMsg::CountUnsent(count));
+            }
         }
         Ok(())
     }

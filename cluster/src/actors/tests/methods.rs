@@ -2,6 +2,8 @@
 
 use drover_core::method::{Call, CallReport, MethodFailure, MethodResponse};
 
+use tokio::sync::oneshot;
+
 use super::super::methods::MethodCall;
 use super::*;
 
@@ -157,7 +159,10 @@ async fn the_calls_of_a_device_are_bounded_and_bad_ones_do_not_reach_it() {
 async fn a_call_that_was_not_sent_follows_the_device_to_another_node() {
     let nodes = start(3, |_| {}).await;
     let home = &nodes[0].cluster;
-    let (device, _) = led_elsewhere(home, &[home.shared.config.node]).await;
+    let (device, leader) = led_elsewhere(home, &[home.shared.config.node]).await;
+    let leader = nodes.iter().find(|node| node.cluster.shared.config.node == leader);
+    let led = &leader.expect("the leader").cluster.shared.router;
+    let led = led.replica(shard(home, &device)).expect("a replica");
     let (session, mut queue) = open(home, &device).await;
     listen_to_methods(&session).await;
     let moved = async {
@@ -166,7 +171,13 @@ async fn a_call_that_was_not_sent_follows_the_device_to_another_node() {
         let _closed = home.shared.sessions.close(shard, &device, session.epoch());
         let calling = nodes[1].cluster.invoke_method(&device, call(0, 30_000));
         let moving = async {
-            sleep(Duration::from_millis(100)).await;
+            until("the leader knows that it was not sent", async || {
+                let (count, waiting) = oneshot::channel();
+                let message = ShardMsg::CountUnsent(device.clone(), count);
+                led.actor.send_message(message).expect("a running shard");
+                waiting.await == Ok(1)
+            })
+            .await;
             let (session, mut queue) = open(&nodes[2].cluster, &device).await;
             let call = called(&mut queue).await;
             report(&session, &call, CallReport::Answered(answer(7))).await;
