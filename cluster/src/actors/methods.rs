@@ -81,23 +81,8 @@ pub(super) async fn report(
     reported: Reported,
     deadline: Instant,
 ) -> Result<(), Error> {
-    let request = Request::ReportCall(Box::new(reported));
-    let here = async || match &request {
-        Request::ReportCall(reported) => report_here(shared, shard, (**reported).clone()),
-        Request::Change(_)
-        | Request::Device { .. }
-        | Request::Twin(_)
-        | Request::Devices { .. }
-        | Request::Modules(_)
-        | Request::Stream { .. }
-        | Request::OffsetAt(_)
-        | Request::History { .. }
-        | Request::StreamState
-        | Request::Commands { .. }
-        | Request::Feedback { .. }
-        | Request::Invoke(_)
-        | Request::NodeSummary => Err(Failure::Unknown),
-    };
+    let here = async || report_here(shared, shard, reported.clone());
+    let request = Request::ReportCall(Box::new(reported.clone()));
     shared.router.ask(GroupId::Shard(shard), &request, deadline, here).await.map(drop)
 }
 
