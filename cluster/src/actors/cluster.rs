@@ -1,21 +1,17 @@
 //! The one way into the cluster: a method a request. Each may be called at any node.
+//!
+//! Here: how a node starts and stops, what concerns the whole cluster, and how every request is made. What it asks of
+//! devices is in `registry`, of their streams in `streams`, of mailboxes and methods in `commands` and `methods`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_core::authority::AuthorityChange;
-use drover_core::change::{
-    Change, Condition, DeviceChange, DeviceSpec, Done, Refusal, StreamChange, TwinUpdate,
-};
-use drover_core::device::{Authentication, Device, Status};
-use drover_core::document::Object;
-use drover_core::ids::{
-    DeviceId, GenerationId, GroupId, LogTime, NodeId, Offset, ShardId, Version,
-};
+use drover_core::change::{Change, DeviceChange, Done};
+use drover_core::ids::{DeviceId, GroupId, LogTime, NodeId, Offset, ShardId};
 pub use drover_core::message::{Live, StoredMessage, StreamPage};
 use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
-use drover_core::twin::Twin;
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorRef};
 use rand::{Rng, SeedableRng};
@@ -26,19 +22,20 @@ use tokio_util::task::AbortOnDropHandle;
 use super::admission::{Gauge, Permit};
 use super::config::Config;
 use super::error::Error;
-use super::live::{LiveHub, Wants};
+use super::live::LiveHub;
 use super::neighbours::Neighbours;
 use super::node::{NodeActor, NodeMsg, Shared, actor_name, follow_groups};
+pub use super::registry::{DevicePage, DeviceUpdate, TwinChange};
 use super::router::Router;
 use super::serve::{self, Entry};
-use super::session::{CLOSING_MAX, OpenSession, Session, close_dropped};
+use super::session::{CLOSING_MAX, close_dropped};
 use super::sessions::Sessions;
+pub use super::streams::{ReadLimits, StreamState};
 use super::{announce, dispatch, initial, neighbours, retain, status};
 use crate::metrics;
 use crate::raft::groups::{Groups, GroupsConfig};
 use crate::raft::peers::{IncomingQueue, Peers};
 use crate::storage::Storage;
-use crate::storage::stream::PageLimit;
 use crate::wire::request::{Answer, Request, encode_change, encode_meta_change};
 
 /// The handle that every protocol edge holds. Cheap to clone. A request may be made at any node: it is carried out where
@@ -55,55 +52,6 @@ struct Running {
     supervisor: ActorRef<NodeMsg>,
     tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
     is_stopping: AtomicBool,
-}
-
-/// What a back end may change of an identity. `None` stays as it is.
-#[derive(Debug, Clone, Default)]
-pub struct DeviceUpdate {
-    pub status: Option<Status>,
-    pub status_reason: Option<Option<String>>,
-    pub authentication: Option<Authentication>,
-}
-
-/// What a back end may change of a twin.
-#[derive(Debug, Clone)]
-pub struct TwinChange {
-    pub if_match: Condition,
-    pub expected_desired: Option<Version>,
-    pub mode: TwinUpdate,
-    pub tags: Option<Object>,
-    pub desired: Option<Object>,
-}
-
-/// A page of devices, in the order of shards and then ids.
-#[derive(Debug, Clone)]
-pub struct DevicePage {
-    pub devices: Vec<Device>,
-    /// Where the next page begins; `None` after the last.
-    pub next: Option<(ShardId, Option<DeviceId>)>,
-}
-
-/// Limits of one read of a stream.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadLimits {
-    pub messages_max: u32,
-    pub bytes_max: u32,
-    /// How long to wait for a first message, in milliseconds.
-    pub wait_ms: u32,
-}
-
-/// A shard's stream.
-#[derive(Debug, Clone)]
-pub struct StreamState {
-    pub shard: ShardId,
-    pub first: Offset,
-    pub next: Offset,
-    pub cursors: Vec<(String, Offset)>,
-    pub device_count: u64,
-    /// The shard's feedback.
-    pub first_feedback: Offset,
-    pub next_feedback: Offset,
-    pub feedback_cursors: Vec<(String, Offset)>,
 }
 
 /// What a cluster is made from.
@@ -222,257 +170,6 @@ impl Cluster {
             is_stopping: AtomicBool::new(false),
         };
         Self { shared: Arc::clone(&self.shared), node: Arc::new(node) }
-    }
-
-    // ------------------------------------------------------------ devices' side
-
-    /// The identity to check a credential against, as the shard's leader has applied it. Not linearizable: what is
-    /// done under the credential names the etag, and apply refuses it if the identity has changed since.
-    pub async fn credentials(&self, device: &DeviceId) -> Result<Option<Device>, Error> {
-        self.read_device(device, false).await
-    }
-
-    /// Makes a connection the live one of its device and ends the former. Success: the epoch is durable on a majority.
-    pub async fn open_session(&self, request: OpenSession) -> Result<Session, Error> {
-        Session::open(self, request).await
-    }
-
-    // ------------------------------------------------------------ registry
-
-    /// Success of this and of every other write: durable on a majority of the shard's replicas.
-    pub async fn create_device(&self, device: DeviceId, spec: DeviceSpec) -> Result<Device, Error> {
-        let generation = GenerationId::new(self.shared.draw());
-        let create = DeviceChange::Create { generation, spec };
-        self.changed_device(&device, create).await
-    }
-
-    /// Linearizable.
-    pub async fn device(&self, device: &DeviceId) -> Result<Device, Error> {
-        let found = self.read_device(device, true).await?;
-        found.ok_or_else(|| Refusal::not_found(device).into())
-    }
-
-    async fn read_device(
-        &self,
-        device: &DeviceId,
-        linearizable: bool,
-    ) -> Result<Option<Device>, Error> {
-        let shard = self.shard_of(device)?;
-        let answer =
-            self.read(shard, Request::Device { device: device.clone(), linearizable }).await?;
-        let Answer::Device(device) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(device.map(|device| *device))
-    }
-
-    /// `limit`: 1 to 1000.
-    pub async fn devices(
-        &self,
-        from: Option<(ShardId, Option<DeviceId>)>,
-        limit: u32,
-    ) -> Result<DevicePage, Error> {
-        let meta = self.meta().ok_or(Error::NotInitialized)?;
-        let limit = check_limit(limit)? as usize;
-        let (first, mut after) = match from {
-            Some((shard, after)) => (Some(shard), after),
-            None => (None, None),
-        };
-        let mut page = DevicePage { devices: Vec::new(), next: None };
-        for shard in meta.shard_count.shards().skip_while(|shard| Some(*shard) < first) {
-            if page.devices.len() == limit {
-                page.next = Some((shard, None));
-                break;
-            }
-            let left = (limit - page.devices.len()) as u32;
-            let request = Request::Devices { after: after.take(), limit: left };
-            let Answer::Devices { devices, more } = self.read(shard, request).await? else {
-                return Err(unexpected(shard));
-            };
-            page.devices.extend(devices);
-            if more {
-                page.next = Some((shard, page.devices.last().map(|device| device.id.clone())));
-                break;
-            }
-        }
-        Ok(page)
-    }
-
-    /// All modules of a device (50 at most), in the order of their ids. Linearizable. A module is created, read, updated and
-    /// deleted as a device is, under the id that names it.
-    pub async fn modules(&self, device: &DeviceId) -> Result<Vec<Device>, Error> {
-        let shard = self.shard_of(device)?;
-        let Answer::Devices { devices, .. } =
-            self.read(shard, Request::Modules(device.clone())).await?
-        else {
-            return Err(unexpected(shard));
-        };
-        Ok(devices)
-    }
-
-    pub async fn update_device(
-        &self,
-        device: &DeviceId,
-        if_match: Condition,
-        update: DeviceUpdate,
-    ) -> Result<Device, Error> {
-        let DeviceUpdate { status, status_reason, authentication } = update;
-        let update = DeviceChange::Update { if_match, status, status_reason, authentication };
-        self.changed_device(device, update).await
-    }
-
-    async fn changed_device(
-        &self,
-        device: &DeviceId,
-        change: DeviceChange,
-    ) -> Result<Device, Error> {
-        let answer = self.change_device(device, change).await?;
-        let Done::Device(device) = answer else {
-            return Err(unexpected(self.shard_of(device)?));
-        };
-        Ok(*device)
-    }
-
-    pub async fn delete_device(&self, device: &DeviceId, if_match: Condition) -> Result<(), Error> {
-        self.change_device(device, DeviceChange::Delete { if_match }).await.map(drop)
-    }
-
-    // ------------------------------------------------------------ twins
-
-    /// Linearizable: sees every write that was acknowledged before the call (P2).
-    pub async fn twin(&self, device: &DeviceId) -> Result<Twin, Error> {
-        let shard = self.shard_of(device)?;
-        let answer = self.read(shard, Request::Twin(device.clone())).await?;
-        let Answer::Twin(twin) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(*twin)
-    }
-
-    pub async fn update_twin(&self, device: &DeviceId, change: TwinChange) -> Result<Twin, Error> {
-        let TwinChange { if_match, expected_desired, mode, tags, desired } = change;
-        let update = DeviceChange::UpdateTwin { if_match, expected_desired, mode, tags, desired };
-        let answer = self.change_device(device, update).await?;
-        let Done::Twin(twin) = answer else {
-            return Err(unexpected(self.shard_of(device)?));
-        };
-        Ok(*twin)
-    }
-
-    // ------------------------------------------------------------ streams
-
-    /// Messages from an offset on, in order, without holes. This node answers from its own replica what it has there;
-    /// that the stream has ended is the leader's word.
-    pub async fn read_stream(
-        &self,
-        shard: ShardId,
-        from: Offset,
-        limits: ReadLimits,
-    ) -> Result<StreamPage, Error> {
-        let ReadLimits { messages_max, bytes_max, wait_ms } = limits;
-        let limit = PageLimit { messages: messages_max as usize, bytes: bytes_max as usize };
-        if let Some(page) = serve::local_page(&self.shared, shard, from, limit) {
-            return Ok(page);
-        }
-        let wait_ms = self.bounded_wait(wait_ms);
-        let answer =
-            self.read(shard, Request::Stream { from, messages_max, bytes_max, wait_ms }).await?;
-        let Answer::Page(page) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(page)
-    }
-
-    /// The first offset whose message was appended at `at` or later; the end of the stream if there is none.
-    pub async fn offset_at(&self, shard: ShardId, at: LogTime) -> Result<Offset, Error> {
-        let answer = self.read(shard, Request::OffsetAt(at)).await?;
-        let Answer::Offset(offset) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(offset)
-    }
-
-    pub async fn stream_state(&self, shard: ShardId) -> Result<StreamState, Error> {
-        let answer = self.read(shard, Request::StreamState).await?;
-        let Answer::Stream(stream) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(StreamState {
-            shard,
-            first: stream.first,
-            next: stream.next,
-            cursors: stream.cursors,
-            device_count: stream.device_count,
-            first_feedback: stream.first_feedback,
-            next_feedback: stream.next_feedback,
-            feedback_cursors: stream.feedback_cursors,
-        })
-    }
-
-    pub async fn commit_cursor(
-        &self,
-        shard: ShardId,
-        group: String,
-        next: Offset,
-    ) -> Result<Offset, Error> {
-        self.move_cursor(shard, StreamChange::CommitCursor { group, next }).await
-    }
-
-    pub async fn seek_cursor(
-        &self,
-        shard: ShardId,
-        group: String,
-        next: Offset,
-    ) -> Result<Offset, Error> {
-        self.move_cursor(shard, StreamChange::SeekCursor { group, next }).await
-    }
-
-    pub(super) async fn move_cursor(
-        &self,
-        shard: ShardId,
-        change: StreamChange,
-    ) -> Result<Offset, Error> {
-        let answer = self.change(shard, Change::Stream(change)).await?;
-        let Done::Cursor { next } = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(next)
-    }
-
-    pub async fn delete_cursor(&self, shard: ShardId, group: String) -> Result<(), Error> {
-        let delete = StreamChange::DeleteCursor { group };
-        self.change(shard, Change::Stream(delete)).await.map(drop)
-    }
-
-    /// The messages of one device between two times, oldest first, after `after` if given. `limit`: 1 to 1000.
-    pub async fn history(
-        &self,
-        device: &DeviceId,
-        from: LogTime,
-        until: LogTime,
-        after: Option<Offset>,
-        limit: u32,
-    ) -> Result<Vec<StoredMessage>, Error> {
-        let shard = self.shard_of(device)?;
-        let limit = check_limit(limit)?;
-        let device = device.clone();
-        let answer =
-            self.read(shard, Request::History { device, from, until, after, limit }).await?;
-        let Answer::Page(page) = answer else {
-            return Err(unexpected(shard));
-        };
-        Ok(page.messages)
-    }
-
-    /// What is committed from now on anywhere in the cluster, best effort: a slow reader misses some and is told how
-    /// many. A node holds one of these and fans it out through its bus.
-    pub fn live(&self) -> mpsc::Receiver<Live> {
-        self.shared.live.subscribe(Wants::Everything, self.shared.config.limits.live_queue)
-    }
-
-    /// As [`Cluster::live`], of what happens to devices alone. Events at other nodes come from about a second on.
-    pub fn live_events(&self) -> mpsc::Receiver<Live> {
-        self.shared.live.subscribe(Wants::Events, self.shared.config.limits.live_queue)
     }
 
     // ------------------------------------------------------------ the cluster itself
@@ -622,7 +319,7 @@ impl Cluster {
         self.change(shard, Change::Device(device.clone(), change)).await
     }
 
-    async fn change(&self, shard: ShardId, change: Change) -> Result<Done, Error> {
+    pub(super) async fn change(&self, shard: ShardId, change: Change) -> Result<Done, Error> {
         let encoded = encode_change(&change);
         let entry = Entry::new(encoded.clone(), &change);
         drop(change);

@@ -38,6 +38,7 @@ mod node;
 mod outbox;
 mod pace;
 mod proposer;
+mod registry;
 mod reply;
 mod retain;
 mod router;
@@ -46,5 +47,6 @@ pub mod session;
 mod sessions;
 mod shard;
 mod status;
+mod streams;
 #[cfg(test)]
 mod tests;
