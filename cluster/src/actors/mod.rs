@@ -29,6 +29,7 @@ mod device;
 mod dispatch;
 mod due;
 pub mod error;
+mod held;
 mod initial;
 mod live;
 pub mod methods;

@@ -1,9 +1,7 @@
 //! The connections that this node holds: device to epoch and queue.
 //!
-//! What is delivered to a session is checked here for order: a desired patch that skips a version ends the session,
-//! because the device must read its twin again; a delivery from the mailbox that skips one is dropped, and its shard is
-//! announced at once, which makes the leader send what is missing. A session whose queue is full is ended too: its queue is
-//! dropped, which its connection sees as the end.
+//! What is delivered to a session goes through `held`, which says whether it goes on. If it lacks something from its
+//! mailbox, its shard is announced at once, which makes the leader send what is missing.
 //!
 //! A delivery can overtake the answer that tells this node its epoch. So a session is announced here before its epoch is
 //! asked for, and what arrives in between is kept.
@@ -14,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use drover_core::delivery::{Delivery, EndReason, SentCommand};
-use drover_core::ids::{DeliveryNumber, DeviceId, SessionEpoch, ShardId, Version};
+use drover_core::delivery::{Delivery, EndReason};
+use drover_core::ids::{DeviceId, SessionEpoch, ShardId, Version};
 use tokio::sync::mpsc;
 
+use super::held::{Held, Next};
 use super::session::DELIVERIES_MAX;
 use crate::metrics;
 use crate::wire::delivery::{Coverage, HeldPart, HeldSession};
@@ -41,33 +40,10 @@ struct Table {
 /// Sessions of a shard stand together, because they are announced together.
 type Key = (ShardId, DeviceId);
 
-#[derive(Debug)]
-struct Held {
-    epoch: SessionEpoch,
-    deliveries: mpsc::Sender<Box<Delivery>>,
-    /// The newest desired version that was put into the queue.
-    sent: Option<Version>,
-    /// The newest desired version that the device has been sent or has read.
-    seen: Option<Version>,
-    /// The newest delivery from the mailbox that was put into the queue.
-    commands: DeliveryNumber,
-}
-
 #[derive(Debug, Default)]
 struct Opening {
     attempts: usize,
     early: Vec<(SessionEpoch, Delivery)>,
-}
-
-/// Whether a session goes on after a delivery.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    Stays,
-    /// It stays, and lacks a delivery from its mailbox.
-    IsBehind,
-    /// It stays, and has not taken the delivery, which is lost to it.
-    Refuses,
-    Ended,
 }
 
 impl Sessions {
@@ -224,60 +200,6 @@ fn part(covers: Coverage, devices: &[(DeviceId, Said)]) -> HeldPart {
     HeldPart { covers, sessions, unsettled, after: None }
 }
 
-impl Held {
-    fn take(&mut self, delivery: Delivery) -> Next {
-        match delivery {
-            Delivery::End(reason) => self.end(reason),
-            Delivery::Desired { version, patch } => self.desired(version, patch),
-            Delivery::Command(sent) => self.command(sent),
-            Delivery::Call(call) => {
-                match self.deliveries.try_send(Box::new(Delivery::Call(call))) {
-                    Ok(()) => Next::Stays,
-                    Err(_) => Next::Refuses,
-                }
-            }
-        }
-    }
-
-    /// A full queue ends with its sender, so the connection learns of it either way.
-    fn end(&mut self, reason: EndReason) -> Next {
-        drop(self.deliveries.try_send(Box::new(Delivery::End(reason))));
-        Next::Ended
-    }
-
-    fn desired(&mut self, version: Version, patch: drover_core::document::Object) -> Next {
-        if self.sent.is_some_and(|sent| version <= sent) {
-            // Receivers expect repeats.
-            return Next::Stays;
-        }
-        if self.seen.is_some_and(|seen| version > seen.next()) {
-            return self.end(EndReason::Gap);
-        }
-        if self.deliveries.try_send(Box::new(Delivery::Desired { version, patch })).is_err() {
-            return self.end(EndReason::Gap);
-        }
-        self.sent = Some(version);
-        self.seen = self.seen.max(self.sent);
-        Next::Stays
-    }
-
-    fn command(&mut self, sent: Box<SentCommand>) -> Next {
-        let number = sent.number;
-        if number <= self.commands {
-            // Receivers expect repeats.
-            return Next::Stays;
-        }
-        if sent.follows > self.commands {
-            return Next::IsBehind;
-        }
-        if self.deliveries.try_send(Box::new(Delivery::Command(sent))).is_err() {
-            return self.end(EndReason::Gap);
-        }
-        self.commands = number;
-        Next::Stays
-    }
-}
-
 impl Opening {
     fn keep(&mut self, epoch: SessionEpoch, delivery: Delivery) {
         // Beyond the queue's length the session would be ended anyway.
@@ -320,8 +242,7 @@ impl Opened {
             }
             former.end(EndReason::Replaced);
         }
-        let commands = DeliveryNumber::default();
-        let mut held = Held { epoch, deliveries, sent: None, seen: None, commands };
+        let mut held = Held::new(epoch, deliveries);
         let early = table.opening.get(&self.key).map_or(&[][..], |opening| &opening.early);
         let mut is_behind = false;
         for (_, delivery) in early.iter().filter(|(of, _)| *of == epoch) {
