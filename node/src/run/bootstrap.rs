@@ -29,19 +29,20 @@ pub(super) fn open(data: &Path) -> Result<BootstrapToken, Error> {
         .ok_or_else(|| problem(&"it is too short to be safe: delete it, the next start makes one"))
 }
 
-/// Under another name first, so that nobody reads half a token.
+/// Under another name first, so that nobody reads half a token; and synced, or a power loss could leave the name without it.
 fn make(data: &Path, file: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
     let mut token = [0; BYTES];
     rand::rng().fill_bytes(&mut token);
     let unfinished = file.with_extension("new");
-    fs::OpenOptions::new()
+    let mut written = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&unfinished)?
-        .write_all(hex::encode(token).as_bytes())?;
+        .open(&unfinished)?;
+    written.write_all(hex::encode(token).as_bytes())?;
+    written.sync_all()?;
     fs::rename(unfinished, file)
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
+use drover_chaos::disk::{self, Disk, Kept};
 use drover_tests::nodes::program;
 use drover_tests::programs;
 use tempfile::TempDir;
@@ -99,6 +100,30 @@ async fn the_demo_reports_its_twin_on_three_nodes_and_data_survives_a_restart() 
     });
     let said = again.await;
     assert!(said.contains(device.trim()), "the same device: {said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hub_that_loses_power_after_its_first_start_starts_again_with_the_same_device()
+-> Result<()> {
+    if let Some(obstacle) = disk::obstacle() {
+        eprintln!("left out: {obstacle}");
+        return Ok(());
+    }
+    let folder = TempDir::new()?;
+    let (mountpoint, backing) = (folder.path().join("disk"), folder.path().join("backing"));
+    fs::create_dir(&mountpoint)?;
+    fs::create_dir(&backing)?;
+    let disk = Disk::mount(&mountpoint, &backing)?;
+    let data = mountpoint.join("hub");
+    let mut hub = dev(&data, 32_400, &[]).await?;
+    let device = fs::read_to_string(data.join("device-1.connection"))?;
+    hub.process.kill().await?;
+    let loss = disk.lose_power(Kept::Nothing)?;
+    assert!(loss.writes > 0, "there was nothing to lose: {loss:?}");
+    let mut hub = dev(&data, 32_400, &[]).await?;
+    assert!(hub.said.contains(device.trim()), "the same device: {}", hub.said);
+    hub.process.kill().await?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ pub(super) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Readable by its owner only, from its first byte on.
+/// Readable by its owner only, from its first byte on; and synced, since the hub cannot start without it.
 pub(super) fn write_secret(path: &Path, text: &str) -> Result<()> {
     fs::OpenOptions::new()
         .write(true)
@@ -19,6 +19,9 @@ pub(super) fn write_secret(path: &Path, text: &str) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
         .with_context(|| format!("cannot write {}", path.display()))
 }
