@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use tokio::process::{Child, Command};
 
+use crate::command;
+
 /// Linux counts CPU time in hundredths of a second for every program (`getconf CLK_TCK`).
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -46,6 +48,25 @@ impl Process {
     /// SIGKILL, and the end of it.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.with_context(|| format!("killing {}", self.name))
+    }
+
+    /// Sends a signal by name: STOP and CONT are what `kill` is for here.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        command::run(&format!("kill -{name} {pid}")).await.map(drop)
+    }
+
+    /// Whether it stands still after SIGSTOP: all of its threads, or it did not work.
+    pub fn is_stopped(&self) -> anyhow::Result<bool> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        Ok(status.lines().any(|line| line.starts_with("State:") && line.contains('T')))
+    }
+
+    /// Whether it has loaded a library of this name.
+    pub fn has_mapped(&self, library: &str) -> anyhow::Result<bool> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        Ok(fs::read_to_string(format!("/proc/{pid}/maps"))?.contains(library))
     }
 
     /// Whether it has ended by itself.

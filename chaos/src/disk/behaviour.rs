@@ -35,6 +35,8 @@ pub struct Counters {
     pub delayed: u64,
     pub failed_syncs: u64,
     pub failed_writes: u64,
+    /// Answers that room is limited, and how much there is.
+    pub told_capacity: u64,
 }
 
 /// A sync that waits, and since when.

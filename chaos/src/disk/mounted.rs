@@ -89,6 +89,10 @@ impl Disk {
         })
     }
 
+    pub fn reset_counters(&self) {
+        self.shared.alter(|state| state.counters = Counters::default());
+    }
+
     pub fn counters(&self) -> Counters {
         self.shared.lock().counters
     }

@@ -466,9 +466,10 @@ impl Filesystem for Server {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
         let capacity = state.behaviour.capacity_bytes.unwrap_or(UNLIMITED_BYTES);
         let free = capacity.saturating_sub(state.volume.used_bytes()) / BLOCK_BYTES;
+        state.counters.told_capacity += u64::from(state.behaviour.capacity_bytes.is_some());
         let files = state.volume.inode_count() as u64;
         let block = BLOCK_BYTES as u32;
         let total = capacity / BLOCK_BYTES;

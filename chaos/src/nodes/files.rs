@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use toml::{Table, Value, toml};
 
+use super::Place;
 use super::authority::Authority;
 use crate::ports;
 
@@ -19,8 +20,9 @@ pub(super) struct Layout {
     nodes: Vec<Addresses>,
 }
 
-/// Where one node listens.
+/// Where one node listens and keeps its data.
 struct Addresses {
+    data: PathBuf,
     mqtt: SocketAddr,
     mqtts: SocketAddr,
     admin: SocketAddr,
@@ -29,15 +31,24 @@ struct Addresses {
 }
 
 impl Layout {
-    /// Writes everything that `count` nodes need to start.
-    pub(super) fn create(folder: &Path, count: usize) -> anyhow::Result<Self> {
+    /// Writes everything that a node at each of `places` needs to start.
+    pub(super) fn create(folder: &Path, places: &[Place]) -> anyhow::Result<Self> {
+        let count = places.len();
         let ports = ports::several(5 * count)?;
-        let nodes = ports.chunks_exact(5).map(|of_node| Addresses {
-            mqtt: of_node[0],
-            mqtts: of_node[1],
-            admin: of_node[2],
-            http: of_node[3],
-            peer: of_node[4],
+        let nodes = ports.chunks_exact(5).zip(places).enumerate().map(|(node, (ports, place))| {
+            let at = |which: usize| {
+                SocketAddr::new(place.address.unwrap_or(ports[which].ip()), ports[which].port())
+            };
+            let home = folder.join(format!("node-{}", node + 1));
+            Addresses {
+                data: place.data.clone().unwrap_or_else(|| home.join("data")),
+                mqtt: at(0),
+                mqtts: at(1),
+                admin: at(2),
+                // Without TLS or login: it stays on the node's own loopback.
+                http: ports[3],
+                peer: at(4),
+            }
         });
         let hub = Authority::new("chaos hub")?;
         let members = Authority::new("chaos members")?;
@@ -71,7 +82,7 @@ impl Layout {
     }
 
     pub(super) fn data(&self, node: usize) -> PathBuf {
-        self.home(node).join("data")
+        self.nodes[node].data.clone()
     }
 
     pub(super) fn mqtt_addresses(&self) -> Vec<SocketAddr> {

@@ -9,7 +9,7 @@ pub mod commands;
 mod files;
 mod program;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,10 +40,22 @@ pub struct Shape {
     pub shards: u32,
 }
 
+/// Where a node lives, where that is not a temporary folder and loopback.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    pub address: Option<IpAddr>,
+    /// An empty folder.
+    pub data: Option<PathBuf>,
+    /// What stands before its command.
+    pub wrapper: Vec<String>,
+    pub environment: Vec<(String, String)>,
+}
+
 /// A running cluster. Its processes end and its data goes when this is dropped.
 pub struct Nodes {
     program: PathBuf,
     layout: Layout,
+    places: Vec<Place>,
     processes: Vec<Option<Process>>,
     admin: Admin,
     folder: TempDir,
@@ -52,19 +64,24 @@ pub struct Nodes {
 impl Nodes {
     /// Starts the nodes, initializes the cluster and waits until each shard has a leader.
     pub async fn start(shape: &Shape) -> anyhow::Result<Self> {
+        Self::start_at(vec![Place::default(); shape.nodes], shape.shards).await
+    }
+
+    /// The same with a node at each of `places`.
+    pub async fn start_at(places: Vec<Place>, shards: u32) -> anyhow::Result<Self> {
         let program = program::find()?;
         let folder = TempDir::with_prefix("drover-chaos-")?;
-        let layout = Layout::create(folder.path(), shape.nodes)?;
+        let layout = Layout::create(folder.path(), &places)?;
         let mut processes = Vec::new();
-        for node in 0..shape.nodes {
-            processes.push(Some(spawn(&program, &layout, node)?));
+        for (node, place) in places.iter().enumerate() {
+            processes.push(Some(spawn(&program, &layout, node, place)?));
         }
         let token =
             bootstrap_token(&layout, &mut processes).await.with_context(|| logs(&layout))?;
-        let admin = Admin::initialize(&layout, &token, shape.shards, READY_TIMEOUT)
+        let admin = Admin::initialize(&layout, &token, shards, READY_TIMEOUT)
             .await
             .with_context(|| logs(&layout))?;
-        let nodes = Self { program, layout, processes, admin, folder };
+        let nodes = Self { program, layout, places, processes, admin, folder };
         nodes.until_led(READY_TIMEOUT).await?;
         Ok(nodes)
     }
@@ -103,10 +120,46 @@ impl Nodes {
         process.kill().await
     }
 
+    /// Ends a node for good, whether it is up or not.
+    pub async fn end(&mut self, node: usize) -> anyhow::Result<()> {
+        match self.processes[node].take() {
+            Some(mut process) => process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// All that each node said, into files in `folder`.
+    pub fn copy_logs(&self, folder: &Path) -> anyhow::Result<()> {
+        for node in 0..self.count() {
+            std::fs::copy(self.layout.log(node), folder.join(format!("node-{}.log", node + 1)))?;
+        }
+        Ok(())
+    }
+
+    /// The last lines that each node said.
+    pub fn logs(&self) -> String {
+        logs(&self.layout)
+    }
+
     pub fn restart(&mut self, node: usize) -> anyhow::Result<()> {
         ensure!(self.processes[node].is_none(), "the node is up already");
-        self.processes[node] = Some(spawn(&self.program, &self.layout, node)?);
+        self.processes[node] = Some(spawn(&self.program, &self.layout, node, &self.places[node])?);
         Ok(())
+    }
+
+    /// The process of a node that is up.
+    pub fn process(&mut self, node: usize) -> anyhow::Result<&mut Process> {
+        self.processes[node].as_mut().with_context(|| format!("node {} is down", node + 1))
+    }
+
+    /// Whether a node that was started has ended by itself; it may then be restarted.
+    pub fn take_ended(&mut self, node: usize) -> anyhow::Result<bool> {
+        let Some(process) = &mut self.processes[node] else { return Ok(false) };
+        let has_ended = process.has_ended()?;
+        if has_ended {
+            self.processes[node] = None;
+        }
+        Ok(has_ended)
     }
 
     pub fn usage_of(&self, node: usize) -> anyhow::Result<Usage> {
@@ -174,8 +227,10 @@ async fn bootstrap_token(
     }
 }
 
-fn spawn(program: &Path, layout: &Layout, node: usize) -> anyhow::Result<Process> {
-    let mut command = Command::new(program);
+fn spawn(program: &Path, layout: &Layout, node: usize, place: &Place) -> anyhow::Result<Process> {
+    let mut words = place.wrapper.iter().map(AsRef::as_ref).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().expect("the program itself is a word"));
+    command.args(words).envs(place.environment.iter().cloned());
     // With this program gone, by whatever signal, the nodes go too.
     command.args(["node", "--stop-at-end-of-input", "--config"]).arg(layout.config(node));
     Process::start(&format!("node {}", node + 1), &mut command, &layout.log(node))
