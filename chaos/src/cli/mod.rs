@@ -3,6 +3,7 @@
 mod bench;
 mod kill;
 mod load;
+mod run;
 #[cfg(feature = "sim")]
 mod sim;
 
@@ -27,6 +28,8 @@ enum Job {
     Bench(bench::Bench),
     /// Kill nodes of a cluster while devices send, and check what was kept.
     Kill(kill::Kill),
+    /// Put a cluster under faults drawn from a seed: networks, disks, power, clocks; and check what was kept.
+    Run(run::Run),
     /// Run seeds of the simulation.
     #[cfg(feature = "sim")]
     Sim(sim::Sim),
@@ -38,6 +41,7 @@ impl Command {
             Job::Load(load) => load.run().await,
             Job::Bench(bench) => bench.run().await,
             Job::Kill(kill) => kill.run().await,
+            Job::Run(run) => run.run().await,
             #[cfg(feature = "sim")]
             Job::Sim(sim) => sim.run().await,
         }

@@ -6,7 +6,7 @@
 //! timetable and the same devices, not the same interleaving.
 //!
 //! What it cannot show: a kernel keeps what a killed process has written, so a hub that never calls fsync would pass. The
-//! simulation takes that away too.
+//! simulation takes that away too, and so does [`crate::run`], which drives the same devices.
 
 mod backend;
 mod caller;
@@ -20,6 +20,8 @@ mod recipient;
 pub mod report;
 mod talk;
 
+pub use talk::UnderWay;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,50 +34,95 @@ use tokio::time::{Instant, timeout};
 use crate::fleet::Fleet;
 use crate::history::DeviceHistory;
 use crate::nodes::{Nodes, Shape};
-use crate::promises::p3_commands::Terms;
-use crate::promises::{p1_telemetry, p2_twin, p3_commands, p4_methods};
+use crate::promises::p1_telemetry::{self, Telemetry};
+use crate::promises::p2_twin::{self, Twins};
+use crate::promises::p3_commands::{self, Commands, Terms};
+use crate::promises::p4_methods::{self, Methods};
 use clock::Clock;
 use failover::Failover;
 use plan::Plan;
+use recipient::LOCK_MAX;
 use report::{Findings, Report};
 use talk::Talk;
 
 /// After the last heal, devices have this long to get every answer that they wait for.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The hub's default; and its clock is ours, give or take what `adjtime` does in a run.
-const TERMS: Terms = Terms { deliveries_max: 10, skew_ms: 50 };
+/// The hub's default.
+const DELIVERIES_MAX: u32 = 10;
 
 /// Runs the plan on a cluster of its own.
 pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let mut nodes = Nodes::start(&Shape { nodes: plan.nodes, shards: plan.shards }).await?;
+    let kill = async |nodes: &mut Nodes, begin| faults::run(plan, nodes, begin).await;
+    let (kills, driven) = drive(plan, &mut nodes, kill).await?;
+    let times: Vec<u64> = kills.iter().map(|kill| kill.at_ms).collect();
+    let findings = Findings {
+        failover: Failover::measure(&kills, &driven.senders),
+        under_way_at_kills: driven.under_way.at(&times),
+        telemetry: driven.telemetry,
+        twins: driven.twins,
+        commands: driven.commands,
+        methods: driven.methods,
+        terms: driven.terms,
+    };
+    Ok(Report::new(plan, &kills, findings, &driven.histories))
+}
+
+/// What the devices and those who talk to them did, and what the checks say of it.
+pub struct Driven {
+    /// Devices that only send.
+    pub senders: Vec<DeviceHistory>,
+    /// All devices.
+    pub histories: Vec<DeviceHistory>,
+    pub telemetry: Telemetry,
+    pub twins: Twins,
+    pub commands: Commands,
+    pub methods: Methods,
+    /// When commands and calls were under way.
+    pub under_way: UnderWay,
+    /// How far all groups' terms have grown together.
+    pub terms: u64,
+}
+
+/// Lets the devices of `plan` work while `faults` happen, and checks the promises when they are over. What `faults` did it
+/// must have undone.
+pub async fn drive<F>(
+    plan: &Plan,
+    nodes: &mut Nodes,
+    faults: impl AsyncFnOnce(&mut Nodes, Instant) -> anyhow::Result<F>,
+) -> anyhow::Result<(F, Driven)> {
     let clock = Clock::start();
-    let mut devices = Devices::start(plan, &nodes, clock).await?;
+    let mut devices = Devices::start(plan, nodes, clock).await?;
     let before = nodes.admin().status().await?;
-    let kills = faults::run(plan, &mut nodes, clock.begin()).await;
+    let faults = faults(nodes, clock.begin()).await;
     let led = nodes.until_led(HEAL_TIMEOUT).await;
     let after = nodes.admin().status().await?;
-    let talked = devices.talk.finish().await?;
+    let mut talked = devices.talk.finish().await?;
+    if Duration::from_millis(plan.skew_ms) >= LOCK_MAX {
+        talked.allow_relocking();
+    }
     devices.stop.send(true).context("every device has ended before it was told to")?;
     let senders = finish(&mut devices.senders).await?;
-    let kills = kills?;
+    let faults = faults?;
     led?;
     nodes.check_alive()?;
-    let failover = Failover::measure(&kills, &senders);
-    let histories = [senders, talked.telemetry.clone()].concat();
-    let kept = readback::read(&nodes, plan.shards, &histories).await?;
+    let histories = [senders.clone(), talked.telemetry.clone()].concat();
+    let kept = readback::read(nodes, plan.shards, &histories).await?;
     let mut telemetry = p1_telemetry::check(&histories, &kept.streams);
     telemetry.violations.extend(kept.violations);
-    let findings = Findings {
+    let terms = Terms { deliveries_max: DELIVERIES_MAX, skew_ms: plan.skew_ms };
+    let driven = Driven {
         telemetry,
         twins: p2_twin::check(&histories, &kept.twins),
-        commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, TERMS),
+        commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, terms),
         methods: p4_methods::check(&talked.calls),
-        under_way_at_kills: talked.under_way_at(&kills),
+        under_way: talked.under_way(),
         terms: faults::terms(&after).saturating_sub(faults::terms(&before)),
-        failover,
+        senders,
+        histories,
     };
-    Ok(Report::new(plan, &kills, findings, &histories))
+    Ok((faults, driven))
 }
 
 /// All devices of a run.

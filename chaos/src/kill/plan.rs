@@ -18,6 +18,8 @@ pub struct Plan {
     pub recipients: usize,
     /// Messages a second of one device. Together half of what two busy cores can do, or time-outs are all one finds.
     pub rate: u32,
+    /// By how much the clocks of nodes may differ from ours, in milliseconds.
+    pub skew_ms: u64,
     /// Whose absence makes a run say nothing: fewer acknowledged messages are not a test.
     pub acknowledged_min: u64,
 }
@@ -34,6 +36,8 @@ impl Plan {
             devices,
             recipients: 12,
             rate,
+            // They have our clock, give or take what `adjtime` does in a run.
+            skew_ms: 50,
             acknowledged_min: offered / 4,
         }
     }

@@ -7,6 +7,8 @@
 
 mod session;
 
+pub(super) use self::session::LOCK_MAX;
+
 use std::sync::Arc;
 use std::time::Duration;
 

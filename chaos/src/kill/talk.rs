@@ -13,13 +13,12 @@ use super::HEAL_TIMEOUT;
 use super::backend::BackEnd;
 use super::caller::{CALLERS, Caller};
 use super::clock::Clock;
-use super::faults::Kill;
 use super::plan::Plan;
 use super::recipient::{Mood, Recipient, Seen};
 use crate::fleet::Fleet;
-use crate::history::DeviceHistory;
 use crate::history::commands::{CancelAnswer, MailboxHistory, SendAnswer};
 use crate::history::methods::{CallAnswer, CallHistory, MethodCall};
+use crate::history::{DeviceHistory, Moment};
 use crate::nodes::admin::Admin;
 use crate::nodes::commands::PATIENCE;
 
@@ -136,8 +135,15 @@ async fn joined<T: 'static>(tasks: &mut JoinSet<T>) -> anyhow::Result<Vec<T>> {
 }
 
 impl Talked {
-    /// How many operations were under way when a node was killed. One without an answer was, until nobody waited for it.
-    pub(super) fn under_way_at(&self, kills: &[Kill]) -> u64 {
+    /// Clocks jumped further than a lock lasts: any delivery may have been sent again on its connection.
+    pub(super) fn allow_relocking(&mut self) {
+        for delivery in self.mailboxes.iter_mut().flat_map(|mailbox| &mut mailbox.deliveries) {
+            delivery.may_be_relocked = true;
+        }
+    }
+
+    /// When each operation was under way. One without an answer was, until nobody waited for it.
+    pub(super) fn under_way(&self) -> UnderWay {
         let given_up = |begun: u64| begun + PATIENCE.as_micros() as u64;
         let sends = self.mailboxes.iter().flat_map(|mailbox| &mailbox.sends).map(|send| {
             let ended = match send.answer {
@@ -163,9 +169,20 @@ impl Talked {
             };
             (call.begun, ended)
         });
-        let is_hit = |(begun, ended): &(u64, u64)| {
-            kills.iter().any(|kill| (*begun..*ended).contains(&(kill.at_ms * 1_000)))
+        UnderWay(sends.chain(cancels).chain(calls).collect())
+    }
+}
+
+/// From when to when operations were under way.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay(Vec<(Moment, Moment)>);
+
+impl UnderWay {
+    /// How many were at one of these moments, in milliseconds since the run began.
+    pub fn at(&self, times_ms: &[u64]) -> u64 {
+        let is_hit = |(begun, ended): &&(Moment, Moment)| {
+            times_ms.iter().any(|at_ms| (*begun..*ended).contains(&(at_ms * 1_000)))
         };
-        sends.chain(cancels).chain(calls).filter(is_hit).count() as u64
+        self.0.iter().filter(is_hit).count() as u64
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn script(rules: &[Rule]) -> String {
     if rules.is_empty() {
         return script;
     }
-    script.push_str(&format!("table {TABLE} {{\n chain input {{\n"));
+    script.push_str("table inet chaos {\n chain input {\n");
     script.push_str("  type filter hook input priority 0; policy accept;\n");
     for rule in rules {
         let written = match rule {

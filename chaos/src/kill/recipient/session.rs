@@ -24,7 +24,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(200);
 const PROBES_MAX: usize = 8;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// What the hub locks a command for unless it is told otherwise. A connection that is older may have seen a lock run out.
-const LOCK_MAX: Duration = Duration::from_mins(1);
+pub(in super::super) const LOCK_MAX: Duration = Duration::from_mins(1);
 
 /// How a connection ended, if the device ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

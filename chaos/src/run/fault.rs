@@ -1,0 +1,300 @@
+//! Does each fault to a node and undoes it, and says by what it is known to have been there.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use drover_proto::admin::ClusterStatus;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::nemesis::Nemesis;
+use super::plan::{CLOCK_JUMP_S, Draw};
+use super::site::Site;
+use crate::disk::{Behaviour, Kept, Sync};
+use crate::net::lab::Lab;
+use crate::net::rules::{Rate, Rule};
+use crate::nodes::Nodes;
+
+/// A node whose disk failed a sync must have ended by then.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A fault that was.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fault {
+    pub nemesis: Nemesis,
+    /// Counted from 1.
+    pub node: u32,
+    /// The shards that the node led when it began.
+    pub shards: Vec<u32>,
+    pub from_ms: u64,
+    pub until_ms: u64,
+    /// Packets, writes, syncs or processes that it hit. With 0 there was no fault.
+    pub evidence: u64,
+    pub detail: String,
+    /// What the node did that it must not.
+    pub complaint: Option<String>,
+}
+
+/// What is known of a fault: once when it begins, and more when it ends.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    pub(super) evidence: u64,
+    detail: String,
+    complaint: Option<String>,
+}
+
+impl Seen {
+    fn of(evidence: u64, detail: impl Into<String>) -> Self {
+        Self { evidence, detail: detail.into(), complaint: None }
+    }
+}
+
+impl Fault {
+    pub(super) fn new(
+        draw: &Draw,
+        shards: Vec<u32>,
+        from_ms: u64,
+        until_ms: u64,
+        seen: Seen,
+    ) -> Self {
+        let Seen { evidence, detail, complaint } = seen;
+        let node = draw.node as u32 + 1;
+        Self { nemesis: draw.nemesis, node, shards, from_ms, until_ms, evidence, detail, complaint }
+    }
+}
+
+/// The shards that the node of `draw` leads; all of them if it befalls all nodes.
+pub(super) fn led_by(status: &ClusterStatus, draw: &Draw) -> Vec<u32> {
+    let is_hit = |leader: u32| {
+        draw.nemesis == Nemesis::PowerAll || usize::try_from(leader) == Ok(draw.node + 1)
+    };
+    let led = status.shards.iter().filter(|group| group.leader.is_some_and(is_hit));
+    led.filter_map(|group| group.shard).collect()
+}
+
+/// Whether a node that suffered it may have ended by itself.
+pub(super) fn may_end(nemesis: Nemesis) -> bool {
+    matches!(nemesis, Nemesis::HungDisk | Nemesis::FailingDisk | Nemesis::FullDisk)
+}
+
+pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyhow::Result<Seen> {
+    let (node, mut random) = (draw.node, StdRng::seed_from_u64(draw.seed));
+    match draw.nemesis {
+        Nemesis::Kill => {
+            nodes.kill(node).await?;
+            Ok(Seen::of(1, "killed"))
+        }
+        Nemesis::Power => cut_power(site, nodes, &[node], &mut random).await,
+        Nemesis::PowerAll => {
+            let all: Vec<usize> = (0..nodes.count()).collect();
+            cut_power(site, nodes, &all, &mut random).await
+        }
+        Nemesis::Pause => {
+            nodes.process(node)?.signal("STOP").await?;
+            Ok(Seen::default())
+        }
+        Nemesis::HungDisk => misbehave(site, node, |behaviour| behaviour.sync = Sync::Hung),
+        Nemesis::FailingDisk => misbehave(site, node, |behaviour| behaviour.sync = Sync::Fails),
+        Nemesis::SlowDisk => {
+            let delay = Duration::from_millis(random.random_range(60..250));
+            misbehave(site, node, |behaviour| behaviour.sync = Sync::Slow(delay))
+        }
+        Nemesis::FullDisk => {
+            // With a little room the node's own reserve must refuse; without any the kernel does.
+            let room_bytes = if random.random() { 0 } else { 32 << 20 };
+            let capacity_bytes = Some(site.disk(node)?.used_bytes() + room_bytes);
+            misbehave(site, node, |behaviour| behaviour.capacity_bytes = capacity_bytes)
+        }
+        Nemesis::SlowNet => {
+            let kilobits_per_second = random.random_range(1_000..4_000);
+            let rate = Rate { kilobits_per_second, latency_ms: 400 };
+            site.lab()?.throttle(node, Some(rate)).await?;
+            Ok(Seen::of(0, format!("{kilobits_per_second} kbit/s")))
+        }
+        Nemesis::Partition => Links::of(site, nodes, node)?.cut_all(Rule::Drop).await,
+        Nemesis::Reset => Links::of(site, nodes, node)?.cut_all(Rule::Reset).await,
+        Nemesis::OneWay => Links::of(site, nodes, node)?.cut_one_way(random.random()).await,
+        Nemesis::Bridge => Links::of(site, nodes, node)?.cut_one(&mut random).await,
+        Nemesis::Loss => {
+            let percent = random.random_range(5..30);
+            site.lab()?.suffer(node, &[Rule::Lose(percent)]).await?;
+            Ok(Seen::of(0, format!("{percent} %")))
+        }
+        Nemesis::Clock => {
+            let jump_s = random.random_range(CLOCK_JUMP_S).cast_signed();
+            let offset_s = if random.random() { jump_s } else { -jump_s };
+            site.set_clock(node, offset_s)?;
+            // A node that is down, because another fault of the period wants it so, has no clock to be wrong.
+            let is_faked =
+                nodes.process(node).and_then(|process| process.has_mapped("libfaketime"));
+            Ok(Seen::of(u64::from(is_faked.unwrap_or(false)), format!("{offset_s:+} s")))
+        }
+    }
+}
+
+/// Ends a fault; what is known of it now.
+pub(super) async fn heal(
+    site: &Site,
+    nodes: &mut Nodes,
+    draw: &Draw,
+    mut seen: Seen,
+) -> anyhow::Result<Seen> {
+    let node = draw.node;
+    match draw.nemesis {
+        Nemesis::Kill | Nemesis::Power => nodes.restart(node)?,
+        Nemesis::PowerAll => (0..nodes.count()).try_for_each(|node| nodes.restart(node))?,
+        Nemesis::Pause => {
+            let process = nodes.process(node)?;
+            seen.evidence = u64::from(process.is_stopped()?);
+            process.signal("CONT").await?;
+        }
+        Nemesis::HungDisk | Nemesis::SlowDisk => {
+            seen.evidence = behave_well(site, node, |counters| counters.delayed)?;
+        }
+        Nemesis::FullDisk => {
+            seen.evidence = behave_well(site, node, |counters| {
+                counters.failed_writes + counters.told_capacity
+            })?;
+        }
+        Nemesis::FailingDisk => {
+            seen.evidence = site.disk(node)?.counters().failed_syncs;
+            if seen.evidence > 0 && !ends(nodes, node).await? {
+                seen.complaint = Some(format!("node {} goes on after a failed sync", node + 1));
+            }
+            behave_well(site, node, |counters| counters.failed_syncs)?;
+        }
+        Nemesis::SlowNet => seen.evidence = site.lab()?.throttle(node, None).await?,
+        Nemesis::Partition | Nemesis::OneWay | Nemesis::Bridge | Nemesis::Reset | Nemesis::Loss => {
+            for node in 0..nodes.count() {
+                seen.evidence += site.lab()?.suffer(node, &[]).await?;
+            }
+        }
+        Nemesis::Clock => site.set_clock(node, 0)?,
+    }
+    Ok(seen)
+}
+
+/// All of `victims` go dark before any of them loses its pages, as they would together.
+async fn cut_power(
+    site: &Site,
+    nodes: &mut Nodes,
+    victims: &[usize],
+    random: &mut StdRng,
+) -> anyhow::Result<Seen> {
+    for node in victims {
+        nodes.process(*node)?.signal("KILL").await?;
+    }
+    let (mut evidence, mut details) = (0, Vec::new());
+    for node in victims {
+        nodes.kill(*node).await?;
+        let kept =
+            if random.random_bool(0.3) { Kept::Nothing } else { Kept::Some(random.random()) };
+        let loss = site.disk(*node)?.lose_power(kept)?;
+        evidence += loss.names + loss.writes;
+        details.push(format!(
+            "node {}: {} writes ({} bytes, {} torn) and {} names lost",
+            node + 1,
+            loss.writes,
+            loss.bytes,
+            loss.torn,
+            loss.names
+        ));
+    }
+    Ok(Seen::of(evidence, details.join("; ")))
+}
+
+fn misbehave(
+    site: &Site,
+    node: usize,
+    change: impl FnOnce(&mut Behaviour),
+) -> anyhow::Result<Seen> {
+    let mut behaviour = Behaviour::default();
+    change(&mut behaviour);
+    let disk = site.disk(node)?;
+    disk.reset_counters();
+    disk.behave(behaviour);
+    Ok(Seen::of(0, format!("{behaviour:?}")))
+}
+
+fn behave_well(
+    site: &Site,
+    node: usize,
+    evidence: fn(crate::disk::Counters) -> u64,
+) -> anyhow::Result<u64> {
+    let disk = site.disk(node)?;
+    disk.behave(Behaviour::default());
+    Ok(evidence(disk.counters()))
+}
+
+/// Whether the node ends by itself. It is started again by whoever waits until all are healthy.
+async fn ends(nodes: &mut Nodes, node: usize) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    while begin.elapsed() < END_TIMEOUT {
+        if nodes.process(node)?.has_ended()? {
+            return Ok(true);
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(false)
+}
+
+/// The links of one node.
+struct Links<'a> {
+    lab: &'a Lab,
+    victim: usize,
+    others: Vec<usize>,
+}
+
+impl<'a> Links<'a> {
+    fn of(site: &'a Site, nodes: &Nodes, victim: usize) -> anyhow::Result<Self> {
+        let others = (0..nodes.count()).filter(|node| *node != victim).collect();
+        Ok(Self { lab: site.lab()?, victim, others })
+    }
+
+    /// Nothing that `sources` send reaches `node`.
+    async fn cut(&self, node: usize, sources: &[usize], rule: Cut) -> anyhow::Result<()> {
+        let rules: Vec<Rule> =
+            sources.iter().map(|source| rule(self.lab.address(*source))).collect();
+        self.lab.suffer(node, &rules).await.map(drop)
+    }
+
+    async fn deafen(&self, rule: Cut) -> anyhow::Result<()> {
+        self.cut(self.victim, &self.others, rule).await
+    }
+
+    async fn mute(&self, rule: Cut) -> anyhow::Result<()> {
+        for other in &self.others {
+            self.cut(*other, &[self.victim], rule).await?;
+        }
+        Ok(())
+    }
+
+    async fn cut_all(&self, rule: Cut) -> anyhow::Result<Seen> {
+        self.deafen(rule).await?;
+        self.mute(rule).await?;
+        Ok(Seen::of(0, format!("node {} and the others", self.victim + 1)))
+    }
+
+    async fn cut_one_way(&self, is_deaf: bool) -> anyhow::Result<Seen> {
+        let node = self.victim + 1;
+        if is_deaf {
+            self.deafen(Rule::Drop).await?;
+            return Ok(Seen::of(0, format!("node {node} hears nobody")));
+        }
+        self.mute(Rule::Drop).await?;
+        Ok(Seen::of(0, format!("nobody hears node {node}")))
+    }
+
+    async fn cut_one(&self, random: &mut StdRng) -> anyhow::Result<Seen> {
+        let other = self.others[random.random_range(0..self.others.len())];
+        self.cut(self.victim, &[other], Rule::Drop).await?;
+        self.cut(other, &[self.victim], Rule::Drop).await?;
+        Ok(Seen::of(0, format!("nodes {} and {}", self.victim + 1, other + 1)))
+    }
+}
+
+/// What happens to packets from an address.
+type Cut = fn(Ipv4Addr) -> Rule;

@@ -1,0 +1,217 @@
+//! What a run does and when, drawn from its seed.
+//!
+//! As in jepsen.nats, time is cut into periods, and each has a random subset of the faults; a quarter of them have none. Here
+//! the subset takes one of each family at most, and each family goes through its members in a shuffled order, so that a
+//! short run meets all of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use drover_proto::admin::ClusterStatus;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::nemesis::{Family, Nemesis};
+use crate::kill::plan::Plan as Workload;
+
+const CALM_MS: std::ops::Range<u64> = 500..2_500;
+const PERIOD_MS: std::ops::Range<u64> = 4_000..9_000;
+/// By how much a clock jumps, forwards or back.
+pub(super) const CLOCK_JUMP_S: std::ops::Range<u64> = 5..3_600;
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub workload: Workload,
+    pub nemeses: Vec<Nemesis>,
+}
+
+/// A calm, and then faults.
+#[derive(Debug, Clone)]
+pub(super) struct Period {
+    pub(super) calm: Duration,
+    pub(super) length: Duration,
+    pub(super) faults: Vec<Aimed>,
+}
+
+/// A fault before it is known who leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Aimed {
+    pub(super) nemesis: Nemesis,
+    aim: Aim,
+    /// Draws what else there is to draw.
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    LeaderOf(u32),
+    Node(usize),
+}
+
+/// A fault and the node that it befalls, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Draw {
+    pub(super) nemesis: Nemesis,
+    pub(super) node: usize,
+    pub(super) seed: u64,
+}
+
+impl Plan {
+    pub fn new(seed: u64, duration: Duration, nemeses: Vec<Nemesis>) -> Self {
+        let mut workload = Workload::new(seed, duration);
+        // Half of a kill test's: what stands below the nodes here costs time as well, and the cluster is away for longer.
+        workload.rate /= 2;
+        workload.acknowledged_min /= 10;
+        if nemeses.contains(&Nemesis::Clock) {
+            workload.skew_ms = 2 * CLOCK_JUMP_S.end * 1_000;
+        }
+        Self { workload, nemeses }
+    }
+
+    /// The command that runs it again.
+    pub fn replay(&self) -> String {
+        let names: Vec<String> = self.nemeses.iter().map(ToString::to_string).collect();
+        let (seed, seconds) = (self.workload.seed, self.workload.duration.as_secs());
+        format!("chaos run --seed {seed} --seconds {seconds} --nemesis {}", names.join(","))
+    }
+
+    /// Periods for ever: the run takes as many as it has time for.
+    pub(super) fn periods(&self) -> impl Iterator<Item = Period> {
+        let mut random = StdRng::seed_from_u64(self.workload.seed);
+        let mut families = self.families(&mut random);
+        let (nodes, shards) = (self.workload.nodes, self.workload.shards);
+        std::iter::repeat_with(move || {
+            let calm = Duration::from_millis(random.random_range(CALM_MS));
+            let length = Duration::from_millis(random.random_range(PERIOD_MS));
+            let is_quiet = random.random_bool(0.25);
+            let mut faults = Vec::new();
+            if !is_quiet && !families.is_empty() {
+                let chosen = non_empty_subset(&mut random, families.len());
+                for (cycle, is_chosen) in families.iter_mut().zip(chosen) {
+                    if !is_chosen {
+                        continue;
+                    }
+                    let aim = if random.random_bool(0.75) {
+                        Aim::LeaderOf(random.random_range(0..shards))
+                    } else {
+                        Aim::Node(random.random_range(0..nodes))
+                    };
+                    faults.push(Aimed { nemesis: cycle.next(), aim, seed: random.random() });
+                }
+            }
+            Period { calm, length, faults }
+        })
+    }
+
+    fn families(&self, random: &mut StdRng) -> Vec<Cycle> {
+        let mut families: BTreeMap<Family, Vec<Nemesis>> = BTreeMap::new();
+        for nemesis in &self.nemeses {
+            families.entry(nemesis.family()).or_default().push(*nemesis);
+        }
+        let cycle = |mut members: Vec<Nemesis>| {
+            members.shuffle(random);
+            Cycle { members, next: 0 }
+        };
+        families.into_values().map(cycle).collect()
+    }
+}
+
+/// One after the other, round and round.
+struct Cycle {
+    members: Vec<Nemesis>,
+    next: usize,
+}
+
+impl Cycle {
+    fn next(&mut self) -> Nemesis {
+        let member = self.members[self.next % self.members.len()];
+        self.next += 1;
+        member
+    }
+}
+
+fn non_empty_subset(random: &mut StdRng, size: usize) -> Vec<bool> {
+    let mut chosen: Vec<bool> = (0..size).map(|_| random.random_bool(0.5)).collect();
+    if !chosen.contains(&true) {
+        chosen[random.random_range(0..size)] = true;
+    }
+    chosen
+}
+
+impl Period {
+    /// Finds the leaders that are aimed at. Of two faults that concern a node itself and not its links, each befalls another
+    /// node, or the one would undo the other.
+    pub(super) fn resolve(&self, status: &ClusterStatus, nodes: usize) -> Vec<Draw> {
+        let mut draws: Vec<Draw> = Vec::new();
+        for Aimed { nemesis, aim, seed } in &self.faults {
+            let mut node = match aim {
+                Aim::Node(node) => *node,
+                Aim::LeaderOf(shard) => leader_of(status, *shard).unwrap_or(0),
+            };
+            let is_process = |draw: &Draw| draw.nemesis.family() == Family::Process;
+            let process = draws.iter().find(|draw| is_process(draw));
+            let concerns_itself = matches!(nemesis.family(), Family::Disk | Family::Clock);
+            if concerns_itself && process.is_some_and(|draw| draw.node == node) {
+                node = (node + 1) % nodes;
+            }
+            draws.push(Draw { nemesis: *nemesis, node, seed: *seed });
+        }
+        draws
+    }
+}
+
+/// The node that leads `shard`, counted from 0.
+fn leader_of(status: &ClusterStatus, shard: u32) -> Option<usize> {
+    let group = status.shards.iter().find(|group| group.shard == Some(shard))?;
+    usize::try_from(group.leader?).ok()?.checked_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    fn plan(seed: u64) -> Plan {
+        Plan::new(seed, Duration::from_mins(10), Nemesis::value_variants().to_vec())
+    }
+
+    #[test]
+    fn a_seed_draws_the_same_periods_again_and_another_seed_others() {
+        let drawn = |seed| -> Vec<_> {
+            plan(seed).periods().take(20).map(|period| (period.length, period.faults)).collect()
+        };
+        assert_eq!(drawn(7), drawn(7));
+        assert_ne!(drawn(7), drawn(8));
+    }
+
+    #[test]
+    fn a_quarter_of_the_periods_is_quiet_and_every_nemesis_has_its_turn() {
+        let periods: Vec<Period> = plan(1).periods().take(200).collect();
+        let quiet = periods.iter().filter(|period| period.faults.is_empty()).count();
+        assert!((35..65).contains(&quiet), "{quiet} of 200");
+        let early = periods.iter().take(30).flat_map(|period| &period.faults);
+        let met: BTreeSet<Nemesis> = early.map(|fault| fault.nemesis).collect();
+        assert_eq!(met.len(), Nemesis::value_variants().len(), "{met:?}");
+    }
+
+    #[test]
+    fn a_period_has_no_two_faults_of_a_family_and_none_that_undoes_another() {
+        let status = ClusterStatus::default();
+        for period in plan(2).periods().take(300) {
+            let draws = period.resolve(&status, 3);
+            let families: BTreeSet<Family> =
+                draws.iter().map(|draw| draw.nemesis.family()).collect();
+            assert_eq!(families.len(), draws.len());
+            let of = |family| draws.iter().find(|draw| draw.nemesis.family() == family);
+            for itself in [Family::Disk, Family::Clock] {
+                if let (Some(process), Some(other)) = (of(Family::Process), of(itself)) {
+                    assert_ne!(process.node, other.node);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The verdict of a run, for people and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::fault::Fault;
+use super::nemesis::Nemesis;
+use super::outage::{Failover, failovers, takeovers_in_flight};
+use super::plan::Plan;
+use super::site::LeftOut;
+use super::timeline::{Second, timeline};
+use crate::kill::Driven;
+use crate::kill::report::Verdict;
+use crate::promises::p1_telemetry::Telemetry;
+use crate::promises::p2_twin::Twins;
+use crate::promises::p3_commands::Commands;
+use crate::promises::p4_methods::Methods;
+
+/// Lines of a kind that are printed; the JSON has them all.
+const SHOWN_MAX: usize = 20;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub verdict: Verdict,
+    pub replay: String,
+    pub seconds: u64,
+    pub nodes: usize,
+    pub devices: usize,
+    pub connections: u64,
+    /// Messages, patches, reads, commands and calls that were begun; acknowledged; and without an answer.
+    pub operations: u64,
+    pub acknowledged: u64,
+    pub unknown: u64,
+    pub telemetry: Telemetry,
+    pub twins: Twins,
+    pub commands: Commands,
+    pub methods: Methods,
+    /// Commands, cancellations and calls that were under way when a fault began.
+    pub under_way_at_faults: u64,
+    /// How far all groups' terms have grown together.
+    pub terms: u64,
+    /// Connections that replaced one with messages under way.
+    pub takeovers_in_flight: u64,
+    /// With so many acknowledged and none lost, at most this share is lost at 95 % confidence.
+    pub loss_bound: f64,
+    pub failovers: Vec<Failover>,
+    pub violations: Vec<String>,
+    /// Why the run proves less than it should.
+    pub vacuous: Vec<String>,
+    /// What this machine cannot do.
+    pub left_out: Vec<LeftOut>,
+    pub faults: Vec<Fault>,
+    pub timeline: Vec<Second>,
+}
+
+impl Report {
+    pub(super) fn new(
+        plan: &Plan,
+        faults: Vec<Fault>,
+        driven: Driven,
+        left_out: Vec<LeftOut>,
+    ) -> Self {
+        let violations = violations(&faults, &driven);
+        let begun: Vec<u64> = faults.iter().map(|fault| fault.from_ms).collect();
+        let under_way_at_faults = driven.under_way.at(&begun);
+        let takeovers_in_flight = takeovers_in_flight(&driven.histories);
+        let mut vacuous = never_there(plan, &faults);
+        vacuous.extend(too_little(plan, &faults, &driven));
+        if faults.is_empty() {
+            vacuous.push("there was no fault".to_owned());
+        }
+        if !faults.is_empty() && takeovers_in_flight == 0 {
+            vacuous.push("no take-over met a message under way".to_owned());
+        }
+        if !faults.is_empty() && under_way_at_faults == 0 {
+            vacuous.push("no command or call was under way at a fault".to_owned());
+        }
+        let Driven { senders, histories, telemetry, twins, commands, methods, terms, .. } = driven;
+        let acknowledged = telemetry.acknowledged
+            + twins.acknowledged
+            + twins.reads
+            + commands.accepted
+            + methods.answered
+            + methods.not_called;
+        let unknown = telemetry.unknown + twins.unknown + commands.unknown + methods.unknown;
+        let verdict = match (violations.is_empty(), vacuous.is_empty()) {
+            (false, _) => Verdict::Invalid,
+            (true, true) => Verdict::Valid,
+            (true, false) => Verdict::Vacuous,
+        };
+        Self {
+            verdict,
+            replay: plan.replay(),
+            seconds: plan.workload.duration.as_secs(),
+            nodes: plan.workload.nodes,
+            devices: plan.workload.devices,
+            connections: histories.iter().map(|history| u64::from(history.connections)).sum(),
+            operations: acknowledged + unknown,
+            acknowledged,
+            unknown,
+            under_way_at_faults,
+            terms,
+            takeovers_in_flight,
+            loss_bound: 3.0 / telemetry.acknowledged.max(1) as f64,
+            failovers: failovers(&faults, &senders),
+            violations,
+            vacuous,
+            left_out,
+            timeline: timeline(&histories),
+            telemetry,
+            twins,
+            commands,
+            methods,
+            faults,
+        }
+    }
+
+    /// How often each nemesis came, and how much it hit.
+    pub(super) fn by_nemesis(&self) -> BTreeMap<Nemesis, (usize, u64)> {
+        let mut counts: BTreeMap<Nemesis, (usize, u64)> = BTreeMap::new();
+        for fault in &self.faults {
+            let (faults, evidence) = counts.entry(fault.nemesis).or_default();
+            *faults += 1;
+            *evidence += fault.evidence;
+        }
+        counts
+    }
+}
+
+/// What broke a promise, what devices saw to be wrong, and what nodes did that they must not.
+fn violations(faults: &[Fault], driven: &Driven) -> Vec<String> {
+    let Driven { histories, telemetry, twins, commands, methods, .. } = driven;
+    let of_state = telemetry.violations.iter().chain(&twins.violations);
+    let of_promises = of_state.chain(&commands.violations).chain(&methods.violations);
+    let of_devices = histories.iter().flat_map(|history| {
+        history.complaints.iter().map(|text| format!("{}: {text}", history.device))
+    });
+    let of_nodes = faults.iter().filter_map(|fault| fault.complaint.clone());
+    of_promises.map(ToString::to_string).chain(of_devices).chain(of_nodes).collect()
+}
+
+/// What must have happened for the run to show anything, and did not.
+fn too_little(plan: &Plan, faults: &[Fault], driven: &Driven) -> Vec<String> {
+    let Driven { telemetry, twins, commands, methods, terms, .. } = driven;
+    let least = plan.workload.acknowledged_min;
+    let deposed = faults.iter().filter(|fault| fault.nemesis.deposes() && !fault.shards.is_empty());
+    let needed = [
+        ("message was acknowledged", telemetry.acknowledged, least),
+        ("twin patch was acknowledged", twins.acknowledged, 1),
+        ("command was accepted", commands.accepted, 1),
+        ("command was completed", commands.completed, 1),
+        ("method was answered", methods.answered, 1),
+        ("leader changed", *terms, u64::from(deposed.count() > 0)),
+    ];
+    let missing = needed.into_iter().filter(|(_, count, least)| count < least);
+    missing
+        .map(|(what, count, least)| format!("{count} times a {what}, of {least} at least"))
+        .collect()
+}
+
+/// The nemeses of the plan that never hit anything.
+fn never_there(plan: &Plan, faults: &[Fault]) -> Vec<String> {
+    let hit = |nemesis: Nemesis| {
+        faults.iter().any(|fault| fault.nemesis == nemesis && fault.evidence > 0)
+    };
+    let missing = plan.nemeses.iter().filter(|nemesis| !hit(**nemesis));
+    missing.map(|nemesis| format!("{nemesis} never hit anything")).collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (telemetry, twins) = (&self.telemetry, &self.twins);
+        writeln!(
+            f,
+            "operations {} begun, {} acknowledged, {} unknown",
+            self.operations, self.acknowledged, self.unknown
+        )?;
+        writeln!(
+            f,
+            "messages   {} acknowledged, {} lost, {} duplicated by re-sending, {} unknown, {} stored",
+            telemetry.acknowledged,
+            telemetry.lost.total(),
+            telemetry.duplicated,
+            telemetry.unknown,
+            telemetry.stored
+        )?;
+        writeln!(
+            f,
+            "twins      {} patches acknowledged, {} unknown, {} reads",
+            twins.acknowledged, twins.unknown, twins.reads
+        )?;
+        let (commands, methods) = (&self.commands, &self.methods);
+        writeln!(
+            f,
+            "commands   {} accepted, {} delivered and {} again, {} completed, {} expired, {} unknown",
+            commands.accepted,
+            commands.delivered,
+            commands.redelivered,
+            commands.completed,
+            commands.expired,
+            commands.unknown
+        )?;
+        writeln!(
+            f,
+            "methods    {} called, {} answered, {} unknown; {} commands and calls under way at a fault",
+            methods.called, methods.answered, methods.unknown, self.under_way_at_faults
+        )?;
+        let faults = self.by_nemesis().into_iter();
+        let faults: Vec<String> = faults
+            .map(|(nemesis, (faults, evidence))| format!("{faults} {nemesis} ({evidence} hits)"))
+            .collect();
+        writeln!(f, "faults     {}", faults.join(", "))?;
+        writeln!(
+            f,
+            "           terms grew by {}; {} devices connected {} times, {} take-overs with messages under way",
+            self.terms, self.devices, self.connections, self.takeovers_in_flight
+        )?;
+        for failover in &self.failovers {
+            let Failover { nemesis, faults, samples, p50_ms, p99_ms, max_ms } = failover;
+            writeln!(
+                f,
+                "failover   {nemesis}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)"
+            )?;
+        }
+        writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
+        for LeftOut { nemesis, reason } in &self.left_out {
+            writeln!(f, "LEFT OUT   {nemesis}: {reason}")?;
+        }
+        for violation in self.violations.iter().take(SHOWN_MAX) {
+            writeln!(f, "BROKEN     {violation}")?;
+        }
+        for reason in &self.vacuous {
+            writeln!(f, "VACUOUS    {reason}")?;
+        }
+        let violations = self.violations.len();
+        write!(
+            f,
+            "verdict    {:?}, {violations} violations; again with: {}",
+            self.verdict, self.replay
+        )
+    }
+}
