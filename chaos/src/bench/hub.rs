@@ -15,11 +15,11 @@ use crate::nodes::{Nodes, Shape};
 use crate::process::disk_bytes;
 use crate::{kill, process};
 
-const SHARDS: u32 = 16;
+pub(super) const SHARDS: u32 = 16;
 const SHARDS_MANY: u32 = 256;
 const DEVICES: &str = "bench-{n}";
 /// Caches and compactions come to rest before memory or idle CPU is read.
-const SETTLE: Duration = Duration::from_secs(5);
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 const RESTART_TIMEOUT: Duration = Duration::from_mins(2);
 /// Half of what a busy machine does: CPU a message is compared at a rate that is always reached.
 const GROWTH_RATE: u32 = 2_000;
@@ -64,7 +64,7 @@ pub(super) async fn all(sitting: &mut Sitting) {
     }
 }
 
-async fn start(nodes: usize, shards: u32) -> anyhow::Result<(Nodes, Fleet)> {
+pub(super) async fn start(nodes: usize, shards: u32) -> anyhow::Result<(Nodes, Fleet)> {
     let nodes = Nodes::start(&Shape { nodes, shards }).await?;
     let fleet = nodes.fleet(DEVICES);
     Ok((nodes, fleet))
@@ -146,7 +146,7 @@ async fn much(sitting: &mut Sitting) -> anyhow::Result<()> {
 
 /// What a node takes that has just come back and serves nobody: what it needs to know of each registered device, without
 /// what caches hold of those that were used.
-async fn rss_of_restarted(nodes: &mut Nodes) -> anyhow::Result<f64> {
+pub(super) async fn rss_of_restarted(nodes: &mut Nodes) -> anyhow::Result<f64> {
     nodes.kill(RESTARTED).await?;
     nodes.restart(RESTARTED)?;
     nodes.until_answers(RESTARTED, RESTART_TIMEOUT).await?;

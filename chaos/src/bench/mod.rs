@@ -1,12 +1,13 @@
 //! Everything that is claimed about speed and memory, measured in one sitting on one machine, beside the peers.
 //!
 //! Absolute figures depend on the machine; the ratios are the claim. A row that cannot be measured says why and the
-//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`] and [`beside`] measure, [`noise`]
+//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`], [`mail`] and [`beside`] measure, [`noise`]
 //! says what the machine itself does to them, [`table`] draws the ratios.
 
 mod beside;
 pub mod figures;
 mod hub;
+mod mail;
 mod noise;
 pub mod table;
 
@@ -43,6 +44,14 @@ pub enum Row {
     Restart,
     /// CPU a message with ten times the devices, ten times the messages; disk a message.
     Growth,
+    /// Commands at 200 a second: from being sent to the device, and to being known as completed.
+    Commands,
+    /// Direct methods, 64 callers, 100 devices.
+    Methods,
+    /// One call that sends a command to 10,000 connected devices.
+    FanOut,
+    /// Mailboxes of 1,000 commands of devices that are not connected: time, disk, memory.
+    Mailboxes,
 }
 
 #[derive(Debug, Clone)]
@@ -93,6 +102,7 @@ impl Sitting {
             beside::all(&mut sitting).await;
         }
         hub::all(&mut sitting).await;
+        mail::all(&mut sitting).await;
         sitting.noise("after").await;
         sitting
     }

@@ -22,6 +22,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request};
 
+use super::backend::Backend;
 use super::files::Layout;
 use super::{DEVICE_KEY, HOST};
 use crate::fleet::Fleet;
@@ -199,6 +200,12 @@ impl Admin {
             }
         }
         Ok(messages)
+    }
+
+    /// A back end at each node.
+    pub fn backends(&self) -> Vec<Backend> {
+        let nodes = self.nodes.iter().cloned();
+        nodes.map(|node| Backend::new(node, self.credential.clone())).collect()
     }
 
     pub fn node_count(&self) -> usize {

@@ -113,13 +113,16 @@ impl Layout {
         let own = &self.nodes[node];
         let path = |path: PathBuf| Value::from(path.to_string_lossy().into_owned());
         let text = |address: SocketAddr| Value::from(address.to_string());
-        // A measurement asks for all a device can send: the rate limit of one device is off.
+        // A measurement asks for all a device can send: the rate limit of one device is off, and
+        // its mailbox is as deep as may be.
         let mut table = toml! {
             [node]
             [listen]
             [tls]
             [limits]
             device_messages_per_second = 0
+            [commands]
+            per_device = 1_000
             [log]
             filter = "warn,rumqttd=off"
         };

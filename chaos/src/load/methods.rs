@@ -1,0 +1,56 @@
+//! Direct methods: as many calls as the hub answers, each caller waiting for its answer before it calls again.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use drover_proto::admin::InvokeMethodRequest;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::report::{Report, Tally};
+use crate::fleet::Fleet;
+use crate::nodes::backend::Backend;
+
+/// What to do and for how long.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Devices 0 to so many are called; they answer at once.
+    pub devices: usize,
+    pub callers: usize,
+    pub duration: Duration,
+}
+
+/// Callers spread over the nodes; each calls one device after the other.
+pub async fn call(fleet: &Fleet, backends: &[Backend], plan: &Plan) -> anyhow::Result<Report> {
+    let begin = Instant::now();
+    let end = begin + plan.duration;
+    let mut callers = JoinSet::new();
+    for caller in 0..plan.callers {
+        let (fleet, devices) = (fleet.clone(), plan.devices);
+        let mut methods = backends[caller % backends.len()].methods.clone();
+        callers.spawn(async move {
+            let mut tally = Tally::new();
+            for number in caller.. {
+                let sent = Instant::now();
+                if sent >= end {
+                    break;
+                }
+                let request = InvokeMethodRequest {
+                    device_id: fleet.id(number * 7 % devices),
+                    method_name: "blink".to_owned(),
+                    payload: "{\"times\":3}".to_owned(),
+                    ..InvokeMethodRequest::default()
+                };
+                let answer = methods.invoke_method(request).await?.into_inner();
+                ensure!(answer.status == 200, "a device answered {}", answer.status);
+                tally.record(sent.elapsed());
+            }
+            Ok(tally)
+        });
+    }
+    let mut total = Tally::new();
+    while let Some(ended) = callers.join_next().await {
+        total.merge(&ended.context("a caller's task panicked")??);
+    }
+    Ok(total.report(begin.elapsed(), Vec::new()))
+}
