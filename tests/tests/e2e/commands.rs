@@ -1,12 +1,14 @@
 //! Commands: accepted ones reach their device in order until they end, and their senders learn how they ended (P3).
 
 use anyhow::Result;
+use drover_proto::admin::send_command_request::Expiry;
 use drover_proto::admin::{
     CancelCommandRequest, CommandState, PurgeCommandsRequest, SendCommandRequest,
 };
-use drover_tests::clients::{Admin, Device};
+use drover_tests::clients::{Admin, Device, Received};
 use drover_tests::nodes::{Nodes, program};
 use drover_tests::{programs, until, until_ok};
+use serde_json::Value;
 use tokio::process::Command;
 use tonic::Code;
 
@@ -122,27 +124,13 @@ async fn accepted_commands_survive_the_death_of_each_node_in_turn() -> Result<()
 }
 
 #[tokio::test]
-async fn a_cancelled_command_is_not_delivered_and_bad_ones_are_refused() -> Result<()> {
-    let nodes = Nodes::start_with(1, &[("commands.per_device", "2")]).await?;
+async fn a_cancelled_command_is_not_delivered() -> Result<()> {
+    let nodes = Nodes::start(1).await?;
     let admin = nodes.admin(0)?;
     let key = admin.create_device("valve").await?;
     admin.send_command("valve", "a").await?;
     assert!(admin.send_command("valve", "a").await?.repeated);
     admin.send_command("valve", "b").await?;
-    let code = async |request: SendCommandRequest| {
-        admin.commands.clone().send_command(request).await.expect_err("it is refused").code()
-    };
-    let command = |device: &str, id: &str, bytes: usize| SendCommandRequest {
-        device_id: device.to_owned(),
-        message_id: id.to_owned(),
-        body: vec![b'x'; bytes],
-        ..SendCommandRequest::default()
-    };
-    assert_eq!(code(command("valve", "c", 1)).await, Code::ResourceExhausted);
-    assert_eq!(code(command("valve", "c", 65 * 1024)).await, Code::InvalidArgument);
-    assert_eq!(code(command("valve", "a b", 1)).await, Code::InvalidArgument);
-    assert_eq!(code(command("nobody", "c", 1)).await, Code::NotFound);
-
     let cancel = CancelCommandRequest {
         device_id: "valve".into(),
         message_id: "a".into(),
@@ -159,6 +147,63 @@ async fn a_cancelled_command_is_not_delivered_and_bad_ones_are_refused() -> Resu
         PurgeCommandsRequest { device_id: "valve".into(), ..PurgeCommandsRequest::default() };
     let purged = admin.commands.clone().purge_commands(purge).await?.into_inner();
     assert_eq!((purged.count, purged.may_have_been_delivered), (1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_mailbox_does_not_take_is_refused_with_the_reason() -> Result<()> {
+    let settings = [("commands.per_device", "2"), ("commands.time_to_live_max", "1h")];
+    let nodes = Nodes::start_with(1, &settings).await?;
+    let admin = nodes.admin(0)?;
+    admin.create_device("valve").await?;
+    let refused = async |request: SendCommandRequest, code: Code, why: &str| {
+        let sent = admin.commands.clone().send_command(request).await;
+        let refused = sent.expect_err("it is refused");
+        assert_eq!(refused.code(), code, "{refused}");
+        let reason = String::from_utf8_lossy(refused.details()).into_owned();
+        assert!(reason.contains(why) || refused.message().contains(why), "{refused}");
+    };
+    let command = |device: &str, id: &str| SendCommandRequest {
+        device_id: device.to_owned(),
+        message_id: id.to_owned(),
+        body: vec![b'x'],
+        ..SendCommandRequest::default()
+    };
+    let expiring = |expiry| SendCommandRequest { expiry: Some(expiry), ..command("valve", "late") };
+    let at = |seconds| Expiry::Expires(prost_types::Timestamp { seconds, nanos: 0 });
+    let after = |seconds| Expiry::TimeToLive(prost_types::Duration { seconds, nanos: 0 });
+    let huge = SendCommandRequest { body: vec![b'x'; 65 * 1024], ..command("valve", "huge") };
+    refused(command("nobody", "a"), Code::NotFound, "DEVICE_NOT_FOUND").await;
+    refused(command("valve", "a b"), Code::InvalidArgument, "message_id").await;
+    refused(huge, Code::InvalidArgument, "COMMAND_TOO_LARGE").await;
+    refused(expiring(at(1_700_000_000)), Code::InvalidArgument, "INVALID_EXPIRY").await;
+    refused(expiring(after(0)), Code::InvalidArgument, "INVALID_EXPIRY").await;
+    refused(expiring(after(-1)), Code::InvalidArgument, "time_to_live").await;
+    refused(expiring(after(3_601)), Code::InvalidArgument, "INVALID_EXPIRY").await;
+    admin.send_command("valve", "a").await?;
+    admin.send_command("valve", "b").await?;
+    refused(command("valve", "c"), Code::ResourceExhausted, "MAILBOX_FULL").await;
+    assert!(admin.send_command("valve", "a").await?.repeated, "what it has it does not refuse");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_acknowledgement_settles_the_command_that_it_is_for_and_no_other() -> Result<()> {
+    let nodes = Nodes::start(1).await?;
+    let admin = nodes.admin(0)?;
+    let key = admin.create_device("valve").await?;
+    let mut device = Device::connect(nodes.mqtt(0), "valve", &key).await?;
+    device.subscribe_commands(1).await?;
+    admin.send_command("valve", "open").await?;
+    let received = device.command().await?;
+    let of_nothing =
+        Received { packet_id: received.packet_id.map(|id| id + 1), ..received.clone() };
+    device.complete(&of_nothing).await?;
+    // What the hub answers after it, it has read after it.
+    device.send("still here").await?;
+    assert_eq!(admin.command("valve", "open").await?.state(), CommandState::Locked);
+    device.complete(&received).await?;
+    ends_as(&admin, "valve", "open", CommandState::Completed).await;
     Ok(())
 }
 
@@ -185,5 +230,32 @@ async fn the_command_line_sends_shows_and_takes_back() -> Result<()> {
     assert!(feedback.contains("valve f cancelled"), "{feedback}");
     assert_eq!(drover(&["feedback", "--group", "app"]).await?, "", "it was committed");
     assert!(drover(&["purge", "valve"]).await?.starts_with("1 taken back"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_call_sends_to_many_devices_and_answers_for_each() -> Result<()> {
+    let nodes = Nodes::start(3).await?;
+    let admin = nodes.admin(0)?;
+    let devices: Vec<_> = (0..40).map(|number| format!("valve-{number}")).collect();
+    for device in &devices[1..] {
+        admin.create_device(device).await?;
+    }
+    let file = nodes.folder().join("devices");
+    std::fs::write(&file, devices.join("\n"))?;
+    let file = file.display().to_string();
+    let mut command = Command::new(program()?);
+    command.args(["commands", "send-many", &file, "open", "--message-id", "m", "--json"]);
+    command.args(nodes.cli_arguments(1)?);
+    let output = programs::output(&mut command).await?;
+    let told = String::from_utf8(output.stdout)?;
+    let told: Vec<Value> = told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let refused: Vec<_> = told.iter().filter(|told| told["error"].is_object()).collect();
+    assert_eq!((told.len(), refused.len()), (40, 1), "each has an answer of its own");
+    assert_eq!(refused[0]["deviceId"], "valve-0", "there is no such device");
+    assert!(!output.status.success());
+    for device in &devices[1..] {
+        assert_eq!(admin.command(device, "m").await?.state(), CommandState::Queued);
+    }
     Ok(())
 }

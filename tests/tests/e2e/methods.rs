@@ -11,6 +11,11 @@ fn reason(failed: &Status) -> String {
     String::from_utf8_lossy(failed.details()).into_owned()
 }
 
+/// A text of so many bytes, which is JSON.
+fn json_of(bytes: usize) -> String {
+    format!("\"{}\"", "x".repeat(bytes - 2))
+}
+
 #[tokio::test]
 async fn a_call_reaches_its_device_from_every_node_and_brings_its_answer() -> Result<()> {
     let nodes = Nodes::start(3).await?;
@@ -46,10 +51,16 @@ async fn each_way_to_fail_has_a_status_of_its_own() -> Result<()> {
     };
     fails("1", Code::NotFound, "DEVICE_NOT_CONNECTED").await;
     fails("{", Code::InvalidArgument, "payload").await;
+    fails(&json_of(128 * 1024 + 1), Code::InvalidArgument, "payload").await;
     let nobody = admin.invoke("nobody", "open", "1").await.expect_err("there is no such device");
     assert!(reason(&nobody).contains("DEVICE_NOT_FOUND"));
-    let bad = admin.invoke("valve", "o/pen", "1").await.expect_err("it is no name");
-    assert_eq!(bad.code(), Code::InvalidArgument);
+    for name in ["o/pen", "", &"n".repeat(101)] {
+        let bad = admin.invoke("valve", name, "1").await.expect_err("it is no name");
+        assert_eq!(
+            (bad.code(), reason(&bad).contains("method_name")),
+            (Code::InvalidArgument, true)
+        );
+    }
 
     let mut device = Device::connect(nodes.mqtt(0), "valve", &key).await?;
     fails("1", Code::FailedPrecondition, "DEVICE_NOT_SUBSCRIBED").await;
@@ -57,12 +68,13 @@ async fn each_way_to_fail_has_a_status_of_its_own() -> Result<()> {
     fails("1", Code::DeadlineExceeded, "NO_DEVICE_RESPONSE").await;
     let (_, late, _) = device.call().await?;
     device.answer(&late, 200, "1").await?;
-    let nonsense = async {
-        let (_, rid, _) = device.call().await?;
-        device.answer(&rid, 200, "{").await
-    };
-    let told = tokio::join!(fails("1", Code::Internal, "BAD_DEVICE_RESPONSE"), nonsense).1;
-    told?;
+    for nonsense in ["{", &json_of(128 * 1024 + 1)] {
+        let answering = async {
+            let (_, rid, _) = device.call().await?;
+            device.answer(&rid, 200, nonsense).await
+        };
+        tokio::join!(fails("1", Code::Internal, "BAD_DEVICE_RESPONSE"), answering).1?;
+    }
     let gone = async {
         device.call().await?;
         drop(device);

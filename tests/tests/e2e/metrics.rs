@@ -22,6 +22,23 @@ async fn sum(nodes: &Nodes, running: &[usize], name: &str) -> Result<f64> {
     Ok(sum)
 }
 
+async fn commands_are_counted_where_they_are_led(nodes: &Nodes, device: &mut Device) -> Result<()> {
+    device.subscribe_commands(1).await?;
+    nodes.admin(1)?.send_command("gauge-1", "open").await?;
+    let received = device.command().await?;
+    device.complete(&received).await?;
+    for name in [
+        "drover_actors_commands_queued_total",
+        "drover_actors_commands_delivered_total",
+        "drover_actors_commands_ended_total{ending=\"completed\"}",
+        "drover_actors_mailbox_depth_count",
+    ] {
+        let counted = async || sum(nodes, &[0, 1, 2], name).await.unwrap_or_default();
+        until(name, counted, |count| (*count - 1.0).abs() < f64::EPSILON).await;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_promised_figure_is_there_and_true() -> Result<()> {
     let mut nodes = Nodes::start(3).await?;
@@ -61,6 +78,7 @@ async fn each_promised_figure_is_there_and_true() -> Result<()> {
         seen.await;
     }
     assert!(!page.contains("gauge-1"), "no device is named");
+    commands_are_counted_where_they_are_led(&nodes, &mut device).await?;
 
     nodes.kill(2)?;
     let address = nodes.mqtt(0);
