@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::raft::grid::line_from;
+
 /// Fewer callers are not worth waiting for.
 const SIBLINGS_MIN: usize = 3;
 /// A pause may be this many times as long as the last commit took. It ends when all that are expected have come, so it
@@ -90,9 +92,7 @@ impl Pace {
     }
 
     fn on_grid(&self, until: Instant) -> Instant {
-        let since = until.saturating_duration_since(self.origin).as_nanos();
-        let lines = since.div_ceil(GRID.as_nanos());
-        self.origin + GRID * u32::try_from(lines).unwrap_or(u32::MAX)
+        self.origin + line_from(GRID, until.saturating_duration_since(self.origin))
     }
 }
 

@@ -19,6 +19,8 @@ use openraft::{AsyncRuntime, OptionalSend};
 use openraft_rt_tokio::{TokioInstant, TokioRuntime};
 use rand_core::TryRng;
 
+use super::grid::line_from;
+
 tokio::task_local! {
     static SEED: Cell<u64>;
 }
@@ -59,12 +61,11 @@ impl Runtime {
 
 /// When to wake for a deadline, in time since the grid's origin: at the grid's next line, or at once for what is shorter
 /// than timers can be.
-fn on_grid(now: Duration, deadline: Duration) -> Duration {
+fn wake_for(now: Duration, deadline: Duration) -> Duration {
     if deadline.saturating_sub(now) < TICK_MIN {
         return now;
     }
-    let lines = deadline.as_nanos().div_ceil(TICK_GRID.as_nanos());
-    TICK_GRID * u32::try_from(lines).unwrap_or(u32::MAX)
+    line_from(TICK_GRID, deadline)
 }
 
 /// `SplitMix64` (Steele, Lea, Flood, 2014): small, and good enough to spread time-outs.
@@ -136,7 +137,7 @@ impl AsyncRuntime for Runtime {
             return TokioRuntime::sleep_until(deadline);
         }
         let origin = *ORIGIN;
-        let wake = on_grid(TokioInstant::now() - origin, deadline - origin);
+        let wake = wake_for(TokioInstant::now() - origin, deadline - origin);
         TokioRuntime::sleep_until(origin + wake)
     }
 
@@ -204,14 +205,14 @@ mod tests {
 
     #[test]
     fn ticks_meet_on_the_grid_and_what_is_shorter_than_a_timer_does_not_wait() {
-        let on_grid = |now, deadline| {
-            on_grid(Duration::from_millis(now), Duration::from_millis(deadline)).as_millis()
+        let wake_for = |now, deadline| {
+            wake_for(Duration::from_millis(now), Duration::from_millis(deadline)).as_millis()
         };
-        assert_eq!(on_grid(0, 40), 100);
-        assert_eq!(on_grid(60, 100), 100);
-        assert_eq!(on_grid(60, 101), 200);
-        assert_eq!(on_grid(60, 61), 60);
-        assert_eq!(on_grid(60, 10), 60);
+        assert_eq!(wake_for(0, 40), 100);
+        assert_eq!(wake_for(60, 100), 100);
+        assert_eq!(wake_for(60, 101), 200);
+        assert_eq!(wake_for(60, 61), 60);
+        assert_eq!(wake_for(60, 10), 60);
     }
 
     #[tokio::test]
