@@ -8,7 +8,7 @@ use drover_proto::admin::send_command_request::Expiry;
 use drover_proto::admin::{
     Acknowledgement, CancelCommandRequest, Command as Shown, CommandState, CommitCursorRequest,
     Feedback, GetCommandRequest, ListCommandsRequest, Property, PurgeCommandsRequest,
-    ReadFeedbackRequest, ReadFeedbackResponse, SendCommandRequest,
+    ReadFeedbackRequest, ReadFeedbackResponse, SendCommandRequest, SendCommandResponse,
 };
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Failure;
 use super::client::{Client, HubArguments};
 use super::credentials::Identity;
 use super::json::{self, Body};
 use super::messages::shards;
 use super::output::{Form, Output, Table, json_text};
+use super::{Failure, send_many};
 use crate::clock;
 
 const PAGE: u32 = 500;
@@ -31,6 +31,8 @@ const PAGE: u32 = 500;
 pub(super) enum Command {
     /// Put a command into the mailbox of a device or a module.
     Send(Send),
+    /// Put a command into the mailboxes of many devices with one call.
+    SendMany(send_many::Arguments),
     /// Show a mailbox, in order, with what has ended lately.
     List {
         #[command(flatten)]
@@ -53,9 +55,16 @@ pub(super) enum Command {
 pub(super) struct Send {
     #[command(flatten)]
     identity: Identity,
+    #[command(flatten)]
+    content: Content,
+}
+
+/// What is sent, and how.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Content {
     /// The body: the text itself, @FILE, or - for standard input.
     body: String,
-    /// Names the command, so that sending it again adds nothing.
+    /// Names the command, so that sending it again adds nothing. Names count in one mailbox.
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     message_id: String,
     /// Replace the waiting commands of this key.
@@ -121,6 +130,7 @@ pub(super) async fn call(
     let client = connection.client()?;
     match command {
         Command::Send(send) => self::send(send, &client, out).await,
+        Command::SendMany(arguments) => send_many::call(arguments, &client, out).await,
         Command::List { identity, bodies } => list(&identity, bodies, &client, out).await,
         Command::Cancel(one) => cancel(one, &client, out).await,
         Command::Purge(identity) => purge(identity, &client, out).await,
@@ -135,15 +145,14 @@ pub(super) async fn call(
 }
 
 async fn send(send: Send, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
-    let request = send_request(send, clock::unix_ms())?;
+    let Identity { id: device_id, module: module_id } = send.identity;
+    let request = send_request(&send.content, clock::unix_ms())?;
+    let request = SendCommandRequest { device_id, module_id, ..request };
     let response = client.commands().send_command(client.request(request)).await?.into_inner();
-    let command = response.command.unwrap_or_default();
     if out.form() == Form::Json {
-        let mut shown = command_json(&command);
-        shown["repeated"] = json!(response.repeated);
-        shown["superseded"] = json!(response.superseded);
-        return out.json(&shown);
+        return out.json(&sent_json(&response));
     }
+    let command = response.command.unwrap_or_default();
     let (id, place) = (&command.message_id, command.sequence);
     match (response.repeated, response.superseded) {
         (true, _) => out.line(&format!("{id} is there already: {}", state(command.state))),
@@ -154,9 +163,20 @@ async fn send(send: Send, client: &Client, out: &mut Output<'_>) -> Result<(), F
     }
 }
 
-fn send_request(send: Send, now_ms: u64) -> Result<SendCommandRequest, Failure> {
-    let time_to_live = |text: String| -> Result<Expiry, Failure> {
-        let time = length(&text)?.try_into();
+pub(super) fn sent_json(sent: &SendCommandResponse) -> Value {
+    let mut shown = command_json(&sent.command.clone().unwrap_or_default());
+    shown["repeated"] = json!(sent.repeated);
+    shown["superseded"] = json!(sent.superseded);
+    shown
+}
+
+/// The request without the id of whom it is for.
+pub(super) fn send_request(
+    send: &Content,
+    now_ms: u64,
+) -> Result<SendCommandRequest, Failure> {
+    let time_to_live = |text: &String| -> Result<Expiry, Failure> {
+        let time = length(text)?.try_into();
         let time = time.map_err(|_| Failure::Usage(format!("{text:?} is too long")))?;
         Ok(Expiry::TimeToLive(time))
     };
@@ -167,19 +187,17 @@ fn send_request(send: Send, now_ms: u64) -> Result<SendCommandRequest, Failure> 
         Ack::Full => Acknowledgement::Full,
     };
     Ok(SendCommandRequest {
-        device_id: send.identity.id,
-        module_id: send.identity.module,
         body: json::text_argument(&send.body)?.into_bytes(),
-        message_id: send.message_id,
-        correlation_id: send.correlation_id,
-        user_id: String::new(),
-        content_type: send.content_type,
-        content_encoding: send.content_encoding,
+        message_id: send.message_id.clone(),
+        correlation_id: send.correlation_id.clone(),
+        content_type: send.content_type.clone(),
+        content_encoding: send.content_encoding.clone(),
         application_properties: send.properties.iter().map(|text| property(text)).collect(),
         acknowledgement: acknowledgement.into(),
-        supersede_key: send.key,
-        scheduled_for: send.at.map(|text| later(&text, now_ms)).transpose()?,
-        expiry: send.ttl.map(time_to_live).transpose()?,
+        supersede_key: send.key.clone(),
+        scheduled_for: send.at.as_ref().map(|text| later(text, now_ms)).transpose()?,
+        expiry: send.ttl.as_ref().map(time_to_live).transpose()?,
+        ..SendCommandRequest::default()
     })
 }
 

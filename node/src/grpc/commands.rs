@@ -4,25 +4,28 @@ use drover_cluster::Cluster;
 use drover_cluster::core::ids::{CommandSequence, Offset, ShardId};
 use drover_proto::admin::commands_server::Commands;
 use drover_proto::admin::{
-    self, CancelCommandRequest, CancelCommandResponse, CommitCursorRequest, GetCommandRequest,
-    ListCommandsRequest, ListCommandsResponse, ListCursorsRequest, ListCursorsResponse,
-    PurgeCommandsRequest, PurgeCommandsResponse, ReadFeedbackRequest, ReadFeedbackResponse,
-    SeekCursorRequest, SendCommandRequest, SendCommandResponse,
+    self, BulkError, CancelCommandRequest, CancelCommandResponse, CommitCursorRequest,
+    GetCommandRequest, ListCommandsRequest, ListCommandsResponse, ListCursorsRequest,
+    ListCursorsResponse, PurgeCommandsRequest, PurgeCommandsResponse, ReadFeedbackRequest,
+    ReadFeedbackResponse, SeekCursorRequest, SendCommandRequest, SendCommandResponse,
+    SendCommandsRequest, SendCommandsResponse, SendCommandsResult, send_commands_result,
 };
 use futures::stream::BoxStream;
-use futures::{StreamExt as _, stream};
-use tonic::{Code, Request, Response, Status};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::commands::{self, From, List, ReadFeedback, Send};
 use super::convert::messages::{self, Cursor};
 use super::convert::{RECHECK, identity};
 use super::guard::{Guard, Readers};
-use super::{shard_count, status};
+use super::{cursors, shard_count, status};
 
 /// Feedback records of one answer.
 const FEEDBACK_PAGE: u32 = 1_000;
-/// How many shards are asked at a time for the cursors of a group.
-const CURSORS_CONCURRENCY: usize = 32;
+/// Commands of one call that are on their way to their mailboxes together: as many as may wait for one device.
+const SENDS_CONCURRENCY: usize = 256;
+/// Results in one answer of such a call, at most.
+const RESULTS_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
 pub(crate) struct CommandsService {
@@ -32,20 +35,31 @@ pub(crate) struct CommandsService {
 
 #[tonic::async_trait]
 impl Commands for CommandsService {
+    type SendCommandsStream = BoxStream<'static, Result<SendCommandsResponse, Status>>;
     type ReadFeedbackStream = BoxStream<'static, Result<ReadFeedbackResponse, Status>>;
 
     async fn send_command(
         &self,
         request: Request<SendCommandRequest>,
     ) -> Result<Response<SendCommandResponse>, Status> {
-        let Send { device, command } =
-            Send::try_from(request.into_inner()).map_err(status::invalid)?;
-        let queued = self.cluster.send_command(&device, command).await.map_err(status::of)?;
-        Ok(Response::new(SendCommandResponse {
-            command: Some(commands::command(&device, queued.command)),
-            repeated: queued.repeated,
-            superseded: queued.superseded,
-        }))
+        Ok(Response::new(send(&self.cluster, request.into_inner()).await?))
+    }
+
+    async fn send_commands(
+        &self,
+        request: Request<Streaming<SendCommandsRequest>>,
+    ) -> Result<Response<Self::SendCommandsStream>, Status> {
+        let guard = self.readers.guard(&request)?;
+        let results = send_all(self.cluster.clone(), request.into_inner());
+        let results = results.ready_chunks(RESULTS_MAX).boxed();
+        let responses = stream::try_unfold((results, guard), |(mut results, guard)| async move {
+            guard.check()?;
+            let chunk = guard.unless_stopped(async { Ok(results.next().await) }).await?;
+            let results_of = |chunk: Vec<_>| chunk.into_iter().collect::<Result<Vec<_>, Status>>();
+            let response = chunk.map(results_of).transpose()?;
+            Ok(response.map(|sent| (SendCommandsResponse { results: sent }, (results, guard))))
+        });
+        Ok(Response::new(responses.boxed()))
     }
 
     async fn list_commands(
@@ -123,8 +137,8 @@ impl Commands for CommandsService {
         &self,
         request: Request<CommitCursorRequest>,
     ) -> Result<Response<admin::Cursor>, Status> {
-        let request = request.into_inner();
-        let cursor = self.cursor(request.shard, request.consumer_group, request.next_offset)?;
+        let CommitCursorRequest { shard, consumer_group, next_offset } = request.into_inner();
+        let cursor = cursors::parse(&self.cluster, shard, consumer_group, next_offset)?;
         let Cursor { shard, group, next } = cursor;
         let next = self.cluster.commit_feedback_cursor(shard, group.clone(), next).await;
         Ok(Response::new(messages::cursor(shard, group, next.map_err(status::of)?)))
@@ -134,8 +148,8 @@ impl Commands for CommandsService {
         &self,
         request: Request<SeekCursorRequest>,
     ) -> Result<Response<admin::Cursor>, Status> {
-        let request = request.into_inner();
-        let cursor = self.cursor(request.shard, request.consumer_group, request.next_offset)?;
+        let SeekCursorRequest { shard, consumer_group, next_offset } = request.into_inner();
+        let cursor = cursors::parse(&self.cluster, shard, consumer_group, next_offset)?;
         let Cursor { shard, group, next } = cursor;
         let next = self.cluster.seek_feedback_cursor(shard, group.clone(), next).await;
         Ok(Response::new(messages::cursor(shard, group, next.map_err(status::of)?)))
@@ -145,28 +159,47 @@ impl Commands for CommandsService {
         &self,
         request: Request<ListCursorsRequest>,
     ) -> Result<Response<ListCursorsResponse>, Status> {
-        let group = messages::consumer_group(request.into_inner().consumer_group);
-        let group = group.map_err(status::invalid)?;
-        let shards = shard_count(&self.cluster)?.shards();
-        let mut states = stream::iter(shards)
-            .map(|shard| self.cluster.stream_state(shard))
-            .buffered(CURSORS_CONCURRENCY);
-        let mut cursors = Vec::new();
-        while let Some(state) = states.next().await {
-            let state = state.map_err(status::of)?;
-            let found = state.feedback_cursors.iter().find(|(name, _)| *name == group);
-            let cursor = found.map(|(_, next)| messages::cursor(state.shard, group.clone(), *next));
-            cursors.extend(cursor);
-        }
+        let group = request.into_inner().consumer_group;
+        let cursors = cursors::list(&self.cluster, group, |state| state.feedback_cursors).await?;
         Ok(Response::new(ListCursorsResponse { cursors }))
     }
 }
 
-impl CommandsService {
-    fn cursor(&self, shard: u32, group: String, next: u64) -> Result<Cursor, Status> {
-        let shards = shard_count(&self.cluster)?;
-        Cursor::from_parts(shard, group, next, shards).map_err(status::invalid)
-    }
+async fn send(
+    cluster: &Cluster,
+    request: SendCommandRequest,
+) -> Result<SendCommandResponse, Status> {
+    let Send { device, command } = Send::try_from(request).map_err(status::invalid)?;
+    let queued = cluster.send_command(&device, command).await.map_err(status::of)?;
+    Ok(SendCommandResponse {
+        command: Some(commands::command(&device, queued.command)),
+        repeated: queued.repeated,
+        superseded: queued.superseded,
+    })
+}
+
+/// The results of the commands of a call, as they come.
+fn send_all(
+    cluster: Cluster,
+    requests: Streaming<SendCommandsRequest>,
+) -> impl Stream<Item = Result<SendCommandsResult, Status>> + std::marker::Send {
+    let commands = requests
+        .map_ok(|request| stream::iter(request.commands.into_iter().map(Ok::<_, Status>)))
+        .try_flatten();
+    let sends = commands.zip(stream::iter(0..)).map(move |(command, index)| {
+        let cluster = cluster.clone();
+        async move {
+            let result = match send(&cluster, command?).await {
+                Ok(sent) => send_commands_result::Result::Sent(sent),
+                Err(status) => send_commands_result::Result::Error(BulkError {
+                    code: status.code().into(),
+                    message: status.message().to_owned(),
+                }),
+            };
+            Ok(SendCommandsResult { index, result: Some(result) })
+        }
+    });
+    sends.buffer_unordered(SENDS_CONCURRENCY)
 }
 
 /// One reader of a shard's feedback, page by page, with the pace of whoever pulls.

@@ -15,11 +15,8 @@ use tonic::{Code, Request, Response, Status};
 use super::convert::messages::{self, Cursor, ReadHistory, ReadStream};
 use super::guard::{Guard, Readers};
 use super::reader::StreamReader;
-use super::{convert, shard_count, status};
+use super::{convert, cursors, shard_count, status};
 use crate::bus::{Bus, Filter, Subscription};
-
-/// How many shards are asked at a time for the cursors of a group.
-const CURSORS_CONCURRENCY: usize = 32;
 
 #[derive(Debug, Clone)]
 pub(crate) struct MessagesService {
@@ -54,8 +51,8 @@ impl Messages for MessagesService {
         &self,
         request: Request<CommitCursorRequest>,
     ) -> Result<Response<admin::Cursor>, Status> {
-        let request = request.into_inner();
-        let cursor = self.cursor(request.shard, request.consumer_group, request.next_offset)?;
+        let CommitCursorRequest { shard, consumer_group, next_offset } = request.into_inner();
+        let cursor = cursors::parse(&self.cluster, shard, consumer_group, next_offset)?;
         let Cursor { shard, group, next } = cursor;
         let next = self.cluster.commit_cursor(shard, group.clone(), next).await;
         Ok(Response::new(messages::cursor(shard, group, next.map_err(status::of)?)))
@@ -65,8 +62,8 @@ impl Messages for MessagesService {
         &self,
         request: Request<SeekCursorRequest>,
     ) -> Result<Response<admin::Cursor>, Status> {
-        let request = request.into_inner();
-        let cursor = self.cursor(request.shard, request.consumer_group, request.next_offset)?;
+        let SeekCursorRequest { shard, consumer_group, next_offset } = request.into_inner();
+        let cursor = cursors::parse(&self.cluster, shard, consumer_group, next_offset)?;
         let Cursor { shard, group, next } = cursor;
         let next = self.cluster.seek_cursor(shard, group.clone(), next).await;
         Ok(Response::new(messages::cursor(shard, group, next.map_err(status::of)?)))
@@ -76,18 +73,8 @@ impl Messages for MessagesService {
         &self,
         request: Request<ListCursorsRequest>,
     ) -> Result<Response<ListCursorsResponse>, Status> {
-        let group = messages::consumer_group(request.into_inner().consumer_group);
-        let group = group.map_err(status::invalid)?;
-        let shards = shard_count(&self.cluster)?.shards();
-        let mut states = stream::iter(shards)
-            .map(|shard| self.cluster.stream_state(shard))
-            .buffered(CURSORS_CONCURRENCY);
-        let mut cursors = Vec::new();
-        while let Some(state) = states.next().await {
-            let state = state.map_err(status::of)?;
-            let next = state.cursors.iter().find(|(name, _)| *name == group).map(|(_, next)| *next);
-            cursors.extend(next.map(|next| messages::cursor(state.shard, group.clone(), next)));
-        }
+        let group = request.into_inner().consumer_group;
+        let cursors = cursors::list(&self.cluster, group, |state| state.cursors).await?;
         Ok(Response::new(ListCursorsResponse { cursors }))
     }
 
@@ -96,7 +83,8 @@ impl Messages for MessagesService {
         request: Request<DeleteCursorRequest>,
     ) -> Result<Response<DeleteCursorResponse>, Status> {
         let request = request.into_inner();
-        let Cursor { shard, group, .. } = self.cursor(request.shard, request.consumer_group, 0)?;
+        let cursor = cursors::parse(&self.cluster, request.shard, request.consumer_group, 0)?;
+        let Cursor { shard, group, .. } = cursor;
         self.cluster.delete_cursor(shard, group).await.map_err(status::of)?;
         Ok(Response::new(DeleteCursorResponse {}))
     }
@@ -128,13 +116,6 @@ impl Messages for MessagesService {
             Ok(response.map(|response| (response, (live, guard))))
         });
         Ok(Response::new(responses.boxed()))
-    }
-}
-
-impl MessagesService {
-    fn cursor(&self, shard: u32, group: String, next: u64) -> Result<Cursor, Status> {
-        let shards = shard_count(&self.cluster)?;
-        Cursor::from_parts(shard, group, next, shards).map_err(status::invalid)
     }
 }
 

@@ -9,6 +9,7 @@ mod authorities;
 mod cluster;
 mod commands;
 pub(crate) mod convert;
+mod cursors;
 mod devices;
 mod guard;
 mod listener;

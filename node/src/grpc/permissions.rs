@@ -50,6 +50,7 @@ const RULES: &[(&str, Rule)] = &[
     ("/drover.admin.v1.Messages/ReadHistory", SERVICE),
     ("/drover.admin.v1.Messages/Tail", SERVICE),
     ("/drover.admin.v1.Commands/SendCommand", SERVICE),
+    ("/drover.admin.v1.Commands/SendCommands", SERVICE),
     ("/drover.admin.v1.Commands/ListCommands", SERVICE),
     ("/drover.admin.v1.Commands/GetCommand", SERVICE),
     ("/drover.admin.v1.Commands/CancelCommand", SERVICE),
