@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use drover_core::mailbox::Ending;
 use metrics::Unit;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
@@ -30,6 +31,10 @@ const REFUSED: &str = "drover_actors_refused_total";
 const FORWARDED: &str = "drover_actors_forwarded_total";
 const LIVE_MISSED: &str = "drover_actors_live_missed_total";
 const CALL_REPORTS_IGNORED: &str = "drover_actors_call_reports_ignored_total";
+const COMMANDS_QUEUED: &str = "drover_actors_commands_queued_total";
+const COMMANDS_DELIVERED: &str = "drover_actors_commands_delivered_total";
+const COMMANDS_ENDED: &str = "drover_actors_commands_ended_total";
+const MAILBOX_DEPTH: &str = "drover_actors_mailbox_depth";
 const RESTARTED: &str = "drover_actors_restarted_total";
 
 /// Tells the recorder what the names mean.
@@ -102,6 +107,16 @@ fn describe_actors() {
         CALL_REPORTS_IGNORED,
         "Answers to calls that nobody waited for: too late, repeated, or of a connection that had ended."
     );
+    describe_counter!(COMMANDS_QUEUED, "Commands that mailboxes of shards led here have taken in.");
+    describe_counter!(
+        COMMANDS_DELIVERED,
+        "Commands of shards led here that were sent to connections, repeats included."
+    );
+    describe_counter!(
+        COMMANDS_ENDED,
+        "Commands of shards led here that have ended, by ending: completed, expired, dead and others."
+    );
+    describe_histogram!(MAILBOX_DEPTH, "Commands that waited in a mailbox when one more had come.");
     describe_counter!(RESTARTED, "Actors that failed and were restarted, by kind.");
 }
 
@@ -109,6 +124,33 @@ fn describe_actors() {
 pub(crate) fn fsynced(took: Duration, requests: usize) {
     histogram!(STORAGE_FSYNC_SECONDS).record(took);
     histogram!(STORAGE_SYNC_BATCH_SIZE).record(requests as f64);
+}
+
+/// A mailbox has taken a command in, or commands of it have ended; so many wait now.
+pub(crate) fn mailbox_moved(queued: bool, endings: &[Ending], waiting: u32) {
+    if queued {
+        counter!(COMMANDS_QUEUED).increment(1);
+        histogram!(MAILBOX_DEPTH).record(waiting);
+    }
+    for ending in endings {
+        counter!(COMMANDS_ENDED, "ending" => name_of(*ending)).increment(1);
+    }
+}
+
+fn name_of(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed",
+        Ending::Rejected => "rejected",
+        Ending::Expired => "expired",
+        Ending::DeliveryCountExceeded => "dead",
+        Ending::Purged => "purged",
+        Ending::Cancelled => "cancelled",
+        Ending::Superseded => "superseded",
+    }
+}
+
+pub(crate) fn commands_delivered(count: usize) {
+    counter!(COMMANDS_DELIVERED).increment(count as u64);
 }
 
 pub(crate) fn storage_failed() {

@@ -328,6 +328,8 @@ pub enum Effect {
     Reachable { device: DeviceId, epoch: SessionEpoch },
     /// Send these commands, which are locked for it, to the live connection, in this order.
     SendCommands { device: DeviceId, epoch: SessionEpoch, commands: Vec<Outgoing> },
+    /// For whoever counts: a mailbox has taken a command in, or commands of it have ended; so many wait now.
+    MailboxMoved { queued: bool, endings: Vec<Ending>, waiting: u32 },
     /// A mailbox waits for this time: [`DeviceChange::RunCommandTimers`] is due then.
     CommandsDue { at: LogTime },
     /// The feedback ends at `next` now.

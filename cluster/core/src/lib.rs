@@ -5,6 +5,7 @@
 pub mod access;
 pub mod authority;
 pub mod change;
+mod command;
 pub mod delivery;
 pub mod device;
 pub mod document;

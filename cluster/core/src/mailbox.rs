@@ -5,13 +5,17 @@
 //! superseded knows that it was not sent and will not be. Time is the log's; a time that passes takes effect with the next
 //! change of the mailbox, at the latest with [`RunCommandTimers`](crate::change::DeviceChange::RunCommandTimers).
 //!
-//! What configuration decides comes with each command and stays with it. Who is connected is `presence`'s to know, what is
-//! written is `shard`'s to say.
+//! A change works on those commands that it can read or move. Most of those that wait are not among them: a new command that
+//! replaces none needs to know of one other at most, however deep the mailbox is ([`Head::needs`]).
+//!
+//! Who is connected is `presence`'s to know, what is written is `shard`'s to say.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use crate::change::{Done, Message, Refusal};
+pub use crate::command::{
+    ATTEMPTS_MAX, Ack, Attempt, Command, Ending, Expiry, Limits, NewCommand, Settlement, State,
+};
 use crate::device::Device;
 use crate::feedback::Feedback;
 use crate::ids::{
@@ -24,9 +28,6 @@ use crate::mutants::{Mutation, is_planted};
 /// connection's queue. It is a rule, not a setting: apply must decide alike on every replica.
 pub const DELIVERY_WINDOW: usize = 16;
 
-/// Of how many deliveries a command remembers when and where they went. All are counted.
-pub const ATTEMPTS_MAX: usize = 10;
-
 /// What a device's record says about its mailbox, so that most changes need not read the commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
@@ -36,6 +37,8 @@ pub struct Head {
     pub waiting: u32,
     /// Bytes of those.
     pub bytes: u64,
+    /// How many of them are locked.
+    pub locked: u32,
     /// Ended commands that are still remembered.
     pub ended: u32,
     /// How many of those there may be, as the newest command said.
@@ -53,141 +56,24 @@ impl Head {
     pub fn has_commands(&self) -> bool {
         self.waiting > 0 || self.ended > 0
     }
-}
 
-/// A command without its body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
-    pub sequence: CommandSequence,
-    pub id: CommandId,
-    /// A newer command of the same key replaces this one while it waits.
-    pub key: Option<String>,
-    pub ack: Ack,
-    /// Of its message.
-    pub bytes: u64,
-    pub queued: LogTime,
-    /// Not to be sent earlier.
-    pub not_before: Option<LogTime>,
-    /// Not to be sent from then on.
-    pub expires: LogTime,
-    pub lock_ms: u64,
-    pub deliveries_max: u32,
-    /// How long it is remembered after its end.
-    pub keep_ms: u64,
-    pub state: State,
-    pub deliveries: u32,
-    /// The last [`ATTEMPTS_MAX`] deliveries.
-    pub attempts: Vec<Attempt>,
-}
-
-/// What becomes of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Queued,
-    /// It is on its way to the connection of its last attempt, or there.
-    Locked {
-        until: LogTime,
-    },
-    Ended {
-        ending: Ending,
-        at: LogTime,
-    },
-}
-
-/// How a command ended. It ends once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Ending {
-    Completed,
-    Rejected,
-    Expired,
-    /// It was delivered as often as it may be, and never completed.
-    DeliveryCountExceeded,
-    Purged,
-    Cancelled,
-    Superseded,
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Completed => "completed",
-            Self::Rejected => "rejected",
-            Self::Expired => "expired",
-            Self::DeliveryCountExceeded => "dead, its deliveries are used up",
-            Self::Purged => "purged",
-            Self::Cancelled => "cancelled",
-            Self::Superseded => "superseded",
-        })
+    /// Which commands a new one can meet. While no time has passed that moves others, they stay as they are; as long as
+    /// fewer are locked than may be, none of them could be sent, or it would have been.
+    pub(crate) fn needs<'a>(&self, new: &'a NewCommand, at: LogTime) -> Needs<'a> {
+        if self.due.is_none_or(|due| due <= at) || new.key.is_some() {
+            return Needs::All;
+        }
+        Needs::One(&new.id)
     }
 }
 
-/// One delivery over a connection.
+/// The commands that a change works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempt {
-    pub at: LogTime,
-    pub epoch: SessionEpoch,
-    pub number: DeliveryNumber,
-    pub node: Option<NodeId>,
-}
-
-/// Which endings the sender wants feedback for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Ack {
-    #[default]
+pub enum Needs<'a> {
     None,
-    /// Completed.
-    Positive,
-    /// All the others.
-    Negative,
-    Full,
-}
-
-/// What the device says about a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
-    Complete,
-    Reject,
-    /// Put it back to its place; it is delivered again.
-    Abandon,
-}
-
-/// What a sender asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewCommand {
-    pub id: CommandId,
-    pub key: Option<String>,
-    pub ack: Ack,
-    pub expiry: Expiry,
-    pub not_before: Option<LogTime>,
-    pub message: Message,
-    pub limits: Limits,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expiry {
-    At(LogTime),
-    /// After it was accepted, or after it may be sent.
-    After {
-        ms: u64,
-    },
-}
-
-/// What configuration says about commands. The change carries it, so that replicas agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Commands of a mailbox that have not ended.
-    pub depth_max: u32,
-    /// Bytes of those.
-    pub mailbox_bytes_max: u64,
-    /// Bytes of one command with its properties.
-    pub command_bytes_max: u64,
-    /// How far off the expiry may be.
-    pub ttl_ms_max: u64,
-    pub lock_ms: u64,
-    pub deliveries_max: u32,
-    /// Ended commands of a mailbox that are remembered, and for how long.
-    pub ended_max: u32,
-    pub ended_ms: u64,
+    /// The one of this id, if there is one.
+    One(&'a CommandId),
+    All,
 }
 
 /// A command that is locked for a connection and to be sent over it.
@@ -197,15 +83,36 @@ pub struct Outgoing {
     pub number: DeliveryNumber,
 }
 
-/// The commands of a mailbox, those that have ended included.
-pub type Commands = BTreeMap<CommandSequence, Command>;
+/// The commands of a mailbox, those that have ended included: all of them, or as many as [`Needs`] said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Commands {
+    pub loaded: BTreeMap<CommandSequence, Command>,
+    /// When the first of the others is due; without others none.
+    pub others_due: Option<LogTime>,
+}
+
+impl Commands {
+    pub fn get(&self, sequence: CommandSequence) -> Option<&Command> {
+        self.loaded.get(&sequence)
+    }
+
+    /// The command of an id, if it is loaded.
+    pub fn find(&self, id: &CommandId) -> Option<&Command> {
+        self.loaded.values().find(|command| command.id == *id)
+    }
+
+    pub fn are_all(&self) -> bool {
+        self.others_due.is_none()
+    }
+}
 
 /// What a change did to a mailbox, for the shell to write.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Writes {
-    /// Commands that differ from what was given: write those that are there and remove the others. The body of a command
-    /// that is not waiting is removed.
+    /// Commands that differ from what was given. The body of one that does not wait any more is removed.
     pub touched: BTreeSet<CommandSequence>,
+    /// Commands that are gone, with their bodies.
+    pub forgotten: BTreeMap<CommandSequence, CommandId>,
     /// The body of a new command.
     pub added: Option<(CommandSequence, Message)>,
     /// What the due time was.
@@ -213,69 +120,10 @@ pub struct Writes {
     /// What it is.
     pub due: Option<LogTime>,
     pub feedback: Vec<Feedback>,
-}
-
-impl Command {
-    pub fn is_waiting(&self) -> bool {
-        match self.state {
-            State::Queued | State::Locked { .. } => true,
-            State::Ended { .. } => false,
-        }
-    }
-
-    pub fn is_locked(&self) -> bool {
-        matches!(self.state, State::Locked { .. })
-    }
-
-    fn is_completed(&self) -> bool {
-        matches!(self.state, State::Ended { ending: Ending::Completed, .. })
-    }
-
-    fn is_ready(&self, at: LogTime) -> bool {
-        self.state == State::Queued && self.not_before.is_none_or(|time| time <= at)
-    }
-
-    fn epoch(&self) -> Option<SessionEpoch> {
-        self.attempts.last().map(|attempt| attempt.epoch)
-    }
-
-    /// The next time that changes it.
-    fn due(&self, at: LogTime) -> LogTime {
-        match self.state {
-            State::Queued => self
-                .not_before
-                .filter(|time| *time > at)
-                .map_or(self.expires, |time| time.min(self.expires)),
-            State::Locked { until } => until.min(self.expires),
-            State::Ended { at, .. } => at.plus_ms(self.keep_ms),
-        }
-    }
-
-    fn lock(
-        &mut self,
-        epoch: SessionEpoch,
-        number: DeliveryNumber,
-        node: Option<NodeId>,
-        at: LogTime,
-    ) {
-        self.state = State::Locked { until: at.plus_ms(self.lock_ms) };
-        self.deliveries = self.deliveries.saturating_add(1);
-        if self.attempts.len() >= ATTEMPTS_MAX {
-            self.attempts.remove(0);
-        }
-        self.attempts.push(Attempt { at, epoch, number, node });
-    }
-}
-
-impl Ack {
-    fn asks_for(self, ending: Ending) -> bool {
-        match self {
-            Self::None => false,
-            Self::Full => true,
-            Self::Positive => ending == Ending::Completed,
-            Self::Negative => ending != Ending::Completed,
-        }
-    }
+    /// How commands ended, each.
+    pub endings: Vec<Ending>,
+    /// Commands that wait now.
+    pub waiting: u32,
 }
 
 /// A mailbox at work on one change. Checks come first and change nothing, then the change is made; [`Mailbox::finish`] lets
@@ -305,11 +153,11 @@ impl<'a> Mailbox<'a> {
     }
 
     pub(crate) fn send(&mut self, new: &NewCommand) -> Result<Done, Refusal> {
-        if let Some(command) = self.find(&new.id) {
+        if let Some(command) = self.commands.find(&new.id) {
             let command = Box::new(command.clone());
             return Ok(Done::Queued { command, repeated: true, superseded: 0 });
         }
-        let expires = check_times(new, self.at)?;
+        let expires = new.expires(self.at)?;
         self.check_room(new)?;
         self.run_timers();
         let superseded = self.supersede(new.key.as_deref());
@@ -324,7 +172,7 @@ impl<'a> Mailbox<'a> {
         settlement: Settlement,
     ) -> Result<Done, Refusal> {
         let not_found = || Refusal::CommandNotFound { command: format!("number {sequence}") };
-        let command = self.commands.get(&sequence).ok_or_else(not_found)?;
+        let command = self.commands.get(sequence).ok_or_else(not_found)?;
         self.check_waiting(command)?;
         if command.epoch() != Some(epoch) {
             return Err(Refusal::CommandNotLocked);
@@ -341,7 +189,7 @@ impl<'a> Mailbox<'a> {
 
     pub(crate) fn cancel(&mut self, id: &CommandId) -> Result<Done, Refusal> {
         let not_found = || Refusal::CommandNotFound { command: id.to_string() };
-        let command = self.find(id).ok_or_else(not_found)?;
+        let command = self.commands.find(id).ok_or_else(not_found)?;
         self.check_waiting(command)?;
         let sequence = command.sequence;
         let ended = State::Ended { ending: Ending::Cancelled, at: self.at };
@@ -353,7 +201,7 @@ impl<'a> Mailbox<'a> {
     pub(crate) fn purge(&mut self) -> Done {
         self.run_timers();
         let waiting = self.sequences(Command::is_waiting);
-        let was_sent = |sequence: &&CommandSequence| self.commands[*sequence].deliveries > 0;
+        let was_sent = |sequence: &&CommandSequence| self.commands.loaded[*sequence].deliveries > 0;
         let sent = waiting.iter().filter(was_sent).count() as u32;
         for sequence in &waiting {
             self.end(*sequence, Ending::Purged);
@@ -365,7 +213,7 @@ impl<'a> Mailbox<'a> {
     pub(crate) fn run_timers(&mut self) {
         let at = self.at;
         for sequence in self.sequences(|command| command.due(at) <= at) {
-            let Some(command) = self.commands.get(&sequence) else { continue };
+            let Some(command) = self.commands.get(sequence) else { continue };
             match command.state {
                 State::Ended { .. } => self.forget(sequence),
                 State::Queued | State::Locked { .. } if command.expires <= at => {
@@ -386,8 +234,10 @@ impl<'a> Mailbox<'a> {
         }
         let outgoing = self.lock_next();
         let at = self.at;
-        self.head.due = self.commands.values().map(|command| command.due(at)).min();
+        let due = self.commands.loaded.values().map(|command| command.due(at));
+        self.head.due = due.chain(self.commands.others_due).min();
         self.writes.due = self.head.due;
+        self.writes.waiting = self.head.waiting;
         (self.writes, outgoing)
     }
 
@@ -399,14 +249,14 @@ impl<'a> Mailbox<'a> {
             self.head.epoch = epoch;
             self.head.sent = DeliveryNumber::new(0);
         }
-        let locked = self.commands.values().filter(|command| command.is_locked()).count();
-        let room = DELIVERY_WINDOW.saturating_sub(locked);
+        let room = DELIVERY_WINDOW.saturating_sub(self.head.locked as usize);
         let at = self.at;
-        let ready = self.commands.values_mut().filter(|command| command.is_ready(at));
+        let ready = self.commands.loaded.values_mut().filter(|command| command.is_ready(at));
         let mut outgoing = Vec::new();
         for command in ready.take(room) {
             self.head.sent = self.head.sent.next();
             command.lock(epoch, self.head.sent, node, at);
+            self.head.locked = self.head.locked.saturating_add(1);
             self.writes.touched.insert(command.sequence);
             outgoing.push(Outgoing { sequence: command.sequence, number: self.head.sent });
         }
@@ -414,31 +264,15 @@ impl<'a> Mailbox<'a> {
     }
 
     fn insert(&mut self, new: &NewCommand, expires: LogTime) -> Command {
-        let NewCommand { id, key, ack, not_before, message, limits, .. } = new;
         let sequence = self.head.last.next();
-        let command = Command {
-            sequence,
-            id: id.clone(),
-            key: key.clone(),
-            ack: *ack,
-            bytes: message.bytes(),
-            queued: self.at,
-            not_before: *not_before,
-            expires,
-            lock_ms: limits.lock_ms,
-            deliveries_max: limits.deliveries_max,
-            keep_ms: limits.ended_ms,
-            state: State::Queued,
-            deliveries: 0,
-            attempts: Vec::new(),
-        };
+        let command = new.queued(sequence, self.at, expires);
         self.head.last = sequence;
         self.head.waiting = self.head.waiting.saturating_add(1);
         self.head.bytes = self.head.bytes.saturating_add(command.bytes);
-        self.head.ended_max = limits.ended_max;
-        self.commands.insert(sequence, command.clone());
+        self.head.ended_max = new.limits.ended_max;
+        self.commands.loaded.insert(sequence, command.clone());
         self.writes.touched.insert(sequence);
-        self.writes.added = Some((sequence, message.clone()));
+        self.writes.added = Some((sequence, new.message.clone()));
         command
     }
 
@@ -461,22 +295,26 @@ impl<'a> Mailbox<'a> {
     /// Puts a command back to its place, if it may be delivered again and no newer one of its key waits or was carried out:
     /// an old setting must not come behind a newer one.
     fn unlock(&mut self, sequence: CommandSequence) {
-        let Some(command) = self.commands.get_mut(&sequence) else { return };
+        let Some(command) = self.commands.loaded.get_mut(&sequence) else { return };
         if command.deliveries >= command.deliveries_max {
             return self.end(sequence, Ending::DeliveryCountExceeded);
         }
         command.state = State::Queued;
+        self.head.locked = self.head.locked.saturating_sub(1);
         self.writes.touched.insert(sequence);
-        let key = self.commands[&sequence].key.clone();
+        let key = self.commands.loaded[&sequence].key.clone();
         let counts = |other: &Command| other.is_waiting() || other.is_completed();
         let newer = |other: &Command| counts(other) && other.sequence > sequence;
-        if key.is_some() && self.commands.values().any(|other| newer(other) && other.key == key) {
+        if key.is_some()
+            && self.commands.loaded.values().any(|other| newer(other) && other.key == key)
+        {
             self.end(sequence, Ending::Superseded);
         }
     }
 
     fn end(&mut self, sequence: CommandSequence, ending: Ending) {
-        let Some(command) = self.commands.get_mut(&sequence) else { return };
+        let Some(command) = self.commands.loaded.get_mut(&sequence) else { return };
+        self.head.locked = self.head.locked.saturating_sub(u32::from(command.is_locked()));
         command.state = State::Ended { ending, at: self.at };
         if ending == Ending::Expired && is_planted(Mutation::ExpiresTwice) {
             command.state = State::Queued;
@@ -486,6 +324,7 @@ impl<'a> Mailbox<'a> {
         self.head.bytes = self.head.bytes.saturating_sub(command.bytes);
         self.head.ended = self.head.ended.saturating_add(1);
         self.writes.touched.insert(sequence);
+        self.writes.endings.push(ending);
         if command.ack.asks_for(ending) {
             self.writes.feedback.push(Feedback {
                 device: self.device.clone(),
@@ -503,7 +342,7 @@ impl<'a> Mailbox<'a> {
     /// The one that ended first goes first; what ends now stays for the answer.
     fn forget_beyond_limit(&mut self) {
         while self.head.ended > self.head.ended_max.max(1) {
-            let ended = self.commands.values().filter_map(|command| match command.state {
+            let ended = self.commands.loaded.values().filter_map(|command| match command.state {
                 State::Ended { at, .. } => Some((at, command.sequence)),
                 State::Queued | State::Locked { .. } => None,
             });
@@ -513,19 +352,16 @@ impl<'a> Mailbox<'a> {
     }
 
     fn forget(&mut self, sequence: CommandSequence) {
-        self.commands.remove(&sequence);
+        let Some(command) = self.commands.loaded.remove(&sequence) else { return };
         self.head.ended = self.head.ended.saturating_sub(1);
-        self.writes.touched.insert(sequence);
+        self.writes.touched.remove(&sequence);
+        self.writes.forgotten.insert(sequence, command.id);
     }
 
     // ------------------------------------------------------------ questions
 
-    fn find(&self, id: &CommandId) -> Option<&Command> {
-        self.commands.values().find(|command| command.id == *id)
-    }
-
     fn sequences(&self, wanted: impl Fn(&Command) -> bool) -> Vec<CommandSequence> {
-        let wanted = self.commands.values().filter(|command| wanted(command));
+        let wanted = self.commands.loaded.values().filter(|command| wanted(command));
         wanted.map(|command| command.sequence).collect()
     }
 
@@ -550,13 +386,14 @@ impl<'a> Mailbox<'a> {
         let is_replaced = |command: &Command| {
             command.state == State::Queued && new.key.is_some() && command.key == new.key
         };
-        let stays = |command: &&Command| {
-            command.is_waiting() && command.expires > self.at && !is_replaced(command)
+        let leaves = |command: &&Command| {
+            command.is_waiting() && (command.expires <= self.at || is_replaced(command))
         };
-        let (depth, held) =
-            self.commands.values().filter(stays).fold((0_u32, 0_u64), |sum, command| {
-                (sum.0.saturating_add(1), sum.1.saturating_add(command.bytes))
-            });
+        let (mut depth, mut held) = (self.head.waiting, self.head.bytes);
+        for command in self.commands.loaded.values().filter(leaves) {
+            depth = depth.saturating_sub(1);
+            held = held.saturating_sub(command.bytes);
+        }
         if depth >= depth_max {
             return Err(Refusal::MailboxFull { limit: depth_max });
         }
@@ -565,21 +402,4 @@ impl<'a> Mailbox<'a> {
         }
         Ok(())
     }
-}
-
-/// When a new command expires.
-fn check_times(new: &NewCommand, at: LogTime) -> Result<LogTime, Refusal> {
-    let from = new.not_before.map_or(at, |time| time.max(at));
-    let expires = match new.expiry {
-        Expiry::At(expires) => expires,
-        Expiry::After { ms } => from.plus_ms(ms),
-    };
-    let limit = from.plus_ms(new.limits.ttl_ms_max);
-    if expires <= from {
-        return Err(Refusal::CommandExpired);
-    }
-    if expires > limit {
-        return Err(Refusal::CommandExpiryTooFar { limit });
-    }
-    Ok(expires)
 }

@@ -20,9 +20,9 @@ use crate::ids::{
     Version,
 };
 use crate::mailbox::{
-    Ack, Commands, DELIVERY_WINDOW, Expiry, Limits, NewCommand, Settlement, State,
+    Ack, Command, Commands, DELIVERY_WINDOW, Expiry, Limits, Needs, NewCommand, Settlement, State,
 };
-use crate::shard::{Applied, Records, Stream, apply_stream};
+use crate::shard::{Applied, Records, Stream, apply_device, apply_stream, needs_commands};
 use crate::testing::{apply_all, key, patch, spec};
 use crate::twin::Twin;
 
@@ -638,23 +638,74 @@ proptest! {
             let commands = records.commands.as_ref().expect("they are loaded");
             check_head(device, commands)?;
             if applied.outcome.is_ok() && applied.mailbox.is_some() {
-                for command in commands.values().filter(|command| command.is_waiting()) {
+                for command in commands.loaded.values().filter(|command| command.is_waiting()) {
                     prop_assert!(command.expires > at, "it should have expired");
                 }
             }
             ledger.note(&applied, commands, at)?;
         }
     }
+
+    /// A replica that has a mailbox in memory and one that reads of it what a change needs come to the same.
+    #[test]
+    fn what_a_change_does_not_load_it_could_not_have_moved(log in mail_log()) {
+        let (mut whole, mut frugal) = (Replica::default(), Frugal::default());
+        let id: DeviceId = "a".parse().expect("a legal id");
+        let create = DeviceChange::Create { generation: GenerationId::new(1), spec: spec() };
+        for (at, change) in [(LogTime::new(0), create)].into_iter().chain(log) {
+            let applied = whole.change(&Change::Device(id.clone(), change.clone()), at);
+            prop_assert_eq!(frugal.change(&id, &change, at), applied);
+            let records = &whole.records[&id];
+            prop_assert_eq!(&frugal.records.device, &records.device);
+            let commands = records.commands.as_ref().expect("they are loaded");
+            prop_assert_eq!(&frugal.stored, &commands.loaded);
+        }
+    }
+}
+
+/// A shell that loads no more than [`needs_commands`] says, and writes what the change says.
+#[derive(Debug, Default)]
+struct Frugal {
+    records: Records,
+    stream: Stream,
+    stored: BTreeMap<CommandSequence, Command>,
+}
+
+impl Frugal {
+    fn change(&mut self, id: &DeviceId, change: &DeviceChange, at: LogTime) -> Applied {
+        let now = self.stream.advance(at);
+        let all = || Commands { loaded: self.stored.clone(), others_due: None };
+        self.records.commands = match needs_commands(self.records.device.as_ref(), change, now) {
+            Needs::None => None,
+            Needs::All => Some(all()),
+            Needs::One(wanted) => {
+                let mut commands = all();
+                commands.loaded.retain(|_, command| command.id == *wanted);
+                let device = self.records.device.as_ref().expect("it has a mailbox");
+                commands.others_due = device.mailbox.due;
+                Some(commands)
+            }
+        };
+        let applied = apply_device(&mut self.records, &mut self.stream, id, change, at);
+        if let (Some(writes), Some(commands)) = (&applied.mailbox, &self.records.commands) {
+            for sequence in &writes.touched {
+                self.stored.insert(*sequence, commands.loaded[sequence].clone());
+            }
+            self.stored.retain(|sequence, _| !writes.forgotten.contains_key(sequence));
+        }
+        applied
+    }
 }
 
 /// The counts that the device's record keeps are those of the commands, and only the live connection has any locked.
 fn check_head(device: &Device, commands: &Commands) -> Result<(), TestCaseError> {
-    let waiting: Vec<_> = commands.values().filter(|command| command.is_waiting()).collect();
+    let waiting: Vec<_> = commands.loaded.values().filter(|command| command.is_waiting()).collect();
     let locked: Vec<_> = waiting.iter().filter(|command| command.is_locked()).collect();
     let head = &device.mailbox;
     prop_assert_eq!(head.waiting as usize, waiting.len());
     prop_assert_eq!(head.bytes, waiting.iter().map(|command| command.bytes).sum::<u64>());
-    prop_assert_eq!(head.ended as usize, commands.len() - waiting.len());
+    prop_assert_eq!(head.ended as usize, commands.loaded.len() - waiting.len());
+    prop_assert_eq!(head.locked as usize, locked.len());
     prop_assert!(locked.len() <= DELIVERY_WINDOW);
     for command in locked {
         let attempt = command.attempts.last().expect("a lock is an attempt");
@@ -688,7 +739,7 @@ impl Ledger {
         for effect in &applied.effects {
             if let Effect::SendCommands { epoch, commands: outgoing, .. } = effect {
                 for sent in outgoing {
-                    let command = &commands[&sent.sequence];
+                    let command = &commands.loaded[&sent.sequence];
                     prop_assert!(command.is_locked() && command.expires > at);
                     prop_assert!(!self.ended.contains_key(&sent.sequence), "it has ended");
                     let before =
@@ -702,7 +753,7 @@ impl Ledger {
                 }
             }
         }
-        for (sequence, command) in commands {
+        for (sequence, command) in &commands.loaded {
             let State::Ended { at, .. } = command.state else { continue };
             prop_assert_eq!(*self.ended.entry(*sequence).or_insert(at), at, "it ended twice");
         }

@@ -134,7 +134,7 @@ impl Shard {
             "mailbox {}: {} waiting with {} bytes, {} ended, {due}\n",
             command.subject, head.waiting, head.bytes, head.ended
         );
-        for mail in records.commands.iter().flatten().map(|(_, mail)| mail) {
+        for mail in records.commands.iter().flat_map(|commands| commands.loaded.values()) {
             writeln!(text, "  {}", show_mail(mail)).expect("memory does not fail");
         }
         text
@@ -427,6 +427,12 @@ fn show_effect(effect: &Effect) -> String {
                 .map(|outgoing| format!("#{} as {}", outgoing.sequence, outgoing.number))
                 .collect();
             format!("send commands to {epoch}: {}", commands.join(", "))
+        }
+        Effect::MailboxMoved { queued, endings, waiting } => {
+            let queued = if *queued { "one more" } else { "" };
+            let ended = endings.iter().map(|ending| format!("one {ending}"));
+            let moved: Vec<_> = [queued.to_owned()].into_iter().chain(ended).collect();
+            format!("mailbox: {}, {waiting} waiting", moved.join(", ").trim_start_matches(", "))
         }
         Effect::CommandsDue { at } => format!("commands due at {at}"),
         Effect::Reachable { device, epoch } => format!("{device} can be called, epoch {epoch}"),

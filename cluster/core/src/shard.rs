@@ -13,7 +13,7 @@ use crate::device::{self, Channel, Device, Revoked, check_etag};
 use crate::document::Object;
 use crate::feedback::{Feedback, FeedbackLog};
 use crate::ids::{DeviceId, Etag, GenerationId, LogTime, NodeId, Offset, SessionEpoch, Version};
-use crate::mailbox::{self, Commands, Mailbox};
+use crate::mailbox::{self, Commands, Mailbox, Needs};
 use crate::module;
 pub use crate::module::needs_owner;
 pub use crate::stream::Stream;
@@ -110,26 +110,31 @@ pub fn needs_twin(change: &DeviceChange) -> bool {
     }
 }
 
-/// Whether a change reads or writes the commands of a device that is registered as `device`. What moves a connection moves
-/// what is on its way to it.
-pub fn needs_commands(device: Option<&Device>, change: &DeviceChange) -> bool {
-    let Some(head) = device.map(|device| &device.mailbox) else { return false };
+/// Which commands of a device that is registered as `device` a change reads or writes at a time, as [`Stream::advance`] tells
+/// it. What moves a connection moves what is on its way to it.
+pub fn needs_commands<'a>(
+    device: Option<&Device>,
+    change: &'a DeviceChange,
+    at: LogTime,
+) -> Needs<'a> {
+    let Some(head) = device.map(|device| &device.mailbox) else { return Needs::None };
+    let all_if = |condition| if condition { Needs::All } else { Needs::None };
     match change {
-        DeviceChange::SendCommand(_)
-        | DeviceChange::SettleCommand { .. }
+        DeviceChange::SendCommand(new) => head.needs(new, at),
+        DeviceChange::SettleCommand { .. }
         | DeviceChange::CancelCommand { .. }
         | DeviceChange::PurgeCommands
-        | DeviceChange::RunCommandTimers => true,
-        DeviceChange::Delete { .. } => head.has_commands(),
+        | DeviceChange::RunCommandTimers => Needs::All,
+        DeviceChange::Delete { .. } => all_if(head.has_commands()),
         DeviceChange::Update { .. }
         | DeviceChange::Connect { .. }
         | DeviceChange::Subscribe { .. }
-        | DeviceChange::Disconnect { .. } => head.waiting > 0,
+        | DeviceChange::Disconnect { .. } => all_if(head.waiting > 0),
         DeviceChange::Create { .. }
         | DeviceChange::Unsubscribe { .. }
         | DeviceChange::Telemetry { .. }
         | DeviceChange::PatchReported { .. }
-        | DeviceChange::UpdateTwin { .. } => false,
+        | DeviceChange::UpdateTwin { .. } => Needs::None,
     }
 }
 
@@ -142,7 +147,7 @@ pub fn apply_device(
     at: LogTime,
 ) -> Applied {
     let at = stream.advance(at);
-    let moves_mail = needs_commands(records.device.as_ref(), change);
+    let moves_mail = needs_commands(records.device.as_ref(), change, at) != Needs::None;
     let applied = match decide(records, stream, device, change, at) {
         Ok(applied) if moves_mail && applied.mailbox.is_none() => {
             let Some(device) = &mut records.device else { return applied };
@@ -289,7 +294,15 @@ fn mailed(mailbox: Mailbox<'_>, feedback: &mut FeedbackLog, applied: Applied) ->
     let send = sent.map(|(epoch, commands)| Effect::SendCommands { device, epoch, commands });
     let due = writes.due.filter(|_| writes.due != writes.due_before);
     let appended = (!records.is_empty()).then_some(Effect::FeedbackAppended { next });
-    let effects = send.into_iter().chain(due.map(|at| Effect::CommandsDue { at })).chain(appended);
+    let (queued, waiting) = (writes.added.is_some(), writes.waiting);
+    let endings = std::mem::take(&mut writes.endings);
+    let has_moved = queued || !endings.is_empty();
+    let moved = has_moved.then_some(Effect::MailboxMoved { queued, endings, waiting });
+    let effects = send
+        .into_iter()
+        .chain(due.map(|at| Effect::CommandsDue { at }))
+        .chain(appended)
+        .chain(moved);
     let applied = applied.touching_device().with(effects);
     Applied { mailbox: Some(writes), feedback: records, ..applied }
 }
@@ -401,7 +414,11 @@ fn delete(
     }
     // The mailbox goes without feedback, as at Azure IoT Hub.
     let mailbox = records.commands.take().map(|commands| mailbox::Writes {
-        touched: commands.into_keys().collect(),
+        forgotten: commands
+            .loaded
+            .into_values()
+            .map(|command| (command.sequence, command.id))
+            .collect(),
         due_before,
         ..mailbox::Writes::default()
     });

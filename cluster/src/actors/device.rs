@@ -182,6 +182,7 @@ impl DeviceState {
         match mailbox::commands(&**storage, GroupId::Shard(*shard), &self.device) {
             Ok(commands) => {
                 let mut locked: Vec<_> = commands
+                    .loaded
                     .into_values()
                     .filter(|command| {
                         let number = number(command);

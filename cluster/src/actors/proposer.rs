@@ -226,9 +226,14 @@ impl Proposer {
                 Effect::FeedbackAppended { next } => {
                     self.growth.send_modify(|growth| growth.feedback = *next);
                 }
+                Effect::SendCommands { commands, .. } => {
+                    metrics::commands_delivered(commands.len());
+                }
+                Effect::MailboxMoved { queued, endings, waiting } => {
+                    metrics::mailbox_moved(*queued, endings, *waiting);
+                }
                 Effect::EndSessions { .. }
                 | Effect::SendDesired { .. }
-                | Effect::SendCommands { .. }
                 | Effect::CommandsDue { .. }
                 | Effect::Reachable { .. }
                 | Effect::Notify(_) => {}

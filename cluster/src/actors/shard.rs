@@ -300,8 +300,8 @@ impl ShardState {
                 }
                 Effect::Reachable { device, .. } => reachable.push(device),
                 Effect::CommandsDue { at } => self.due.set(myself, &self.context, at),
-                // The proposer has told those who wait for it.
-                Effect::FeedbackAppended { .. } => {}
+                // The proposer has told those who wait for it, and has counted.
+                Effect::FeedbackAppended { .. } | Effect::MailboxMoved { .. } => {}
                 Effect::EndSessions { device, live } => {
                     let replaced = connected.iter().any(|connected| connected.device == device);
                     let reason = if replaced { EndReason::Replaced } else { EndReason::Revoked };

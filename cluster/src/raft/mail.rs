@@ -1,9 +1,9 @@
-//! What a change did to a mailbox, as it is stored: a record a command, its body apart and written once, one key that says
-//! when the mailbox is due.
+//! What a change did to a mailbox, as it is stored: a record a command, its body apart and written once, a key by which it is
+//! found by its id, and one key that says when the mailbox is due.
 
 use drover_core::feedback::Feedback;
 use drover_core::ids::{DeviceId, GroupId, Offset};
-use drover_core::mailbox::{Command, Commands, Writes};
+use drover_core::mailbox::{Commands, Writes};
 
 use crate::storage::{Table, Write, keys};
 use crate::wire::record;
@@ -16,19 +16,26 @@ pub(super) fn write(
     mailbox: Writes,
     writes: &mut Vec<Write>,
 ) {
-    let Writes { touched, added, due_before, due, .. } = mailbox;
-    if let Some((sequence, message)) = added {
-        writes.push(put(keys::command_body(group, device, sequence), message.0));
+    let Writes { touched, forgotten, added, due_before, due, .. } = mailbox;
+    for (sequence, id) in forgotten {
+        let keys = [
+            keys::command(group, device, sequence),
+            keys::command_body(group, device, sequence),
+            keys::command_id(group, device, &id),
+        ];
+        writes.extend(keys.map(delete));
     }
-    for sequence in touched {
-        let command = commands.and_then(|commands| commands.get(&sequence));
-        let key = keys::command(group, device, sequence);
-        writes.push(match command {
-            Some(command) => put(key, record::command_to_bytes(command)),
-            None => delete(key),
-        });
-        if !command.is_some_and(Command::is_waiting) {
-            writes.push(delete(keys::command_body(group, device, sequence)));
+    for command in touched.iter().filter_map(|sequence| commands?.get(*sequence)) {
+        let sequence = command.sequence;
+        writes.push(put(keys::command(group, device, sequence), record::command_to_bytes(command)));
+        match &added {
+            Some((added, message)) if *added == sequence => {
+                let place = bytes::Bytes::copy_from_slice(&sequence.get().to_be_bytes());
+                writes.push(put(keys::command_id(group, device, &command.id), place));
+                writes.push(put(keys::command_body(group, device, sequence), message.0.clone()));
+            }
+            Some(_) | None if command.is_waiting() => {}
+            Some(_) | None => writes.push(delete(keys::command_body(group, device, sequence))),
         }
     }
     if due != due_before {

@@ -7,6 +7,7 @@ mod chunk;
 mod conformance;
 mod election;
 mod frames;
+pub(crate) mod grid;
 pub mod group;
 pub mod groups;
 pub(crate) mod lag;
@@ -15,6 +16,8 @@ pub mod log_record;
 pub mod log_store;
 mod log_tail;
 mod mail;
+#[cfg(test)]
+mod mail_cost;
 mod messages;
 pub mod network;
 pub mod peers;

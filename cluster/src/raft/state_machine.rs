@@ -178,7 +178,7 @@ impl StateMachine {
         change: &DeviceChange,
         at: LogTime,
     ) -> Result<(Outcome, Vec<Effect>), Error> {
-        let loaded = self.records.load(id, change)?;
+        let loaded = self.records.load(id, change, at)?;
         let feedback_from = self.stream.feedback.next;
         let origin = loaded.records.device.as_ref().map(|device| Origin::new(device, change));
         let applied = apply_device(&mut loaded.records, &mut self.stream, id, change, at);

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use drover_core::change::DeviceChange;
 use drover_core::device::Device;
-use drover_core::ids::{DeviceId, GroupId};
-use drover_core::mailbox::Commands;
+use drover_core::ids::{CommandId, DeviceId, GroupId, LogTime};
+use drover_core::mailbox::{Commands, Needs};
 use drover_core::shard::{Records, needs_commands, needs_owner, needs_twin};
 
 use crate::storage::{Error, Storage, Table, Write, keys, mailbox, state};
@@ -48,11 +48,12 @@ impl WorkingSet {
         Self { storage, group, touched: BTreeMap::new(), cache: Cache::default() }
     }
 
-    /// The records of a device, as far as the change needs them.
+    /// The records of a device, as far as the change needs them at this time.
     pub(super) fn load(
         &mut self,
         id: &DeviceId,
         change: &DeviceChange,
+        at: LogTime,
     ) -> Result<&mut Loaded, Error> {
         let owner = if needs_owner(id, change) {
             self.loaded(&id.owner())?.records.device.clone().map(Box::new)
@@ -66,15 +67,10 @@ impl WorkingSet {
             loaded.records.twin = state::twin(&*self.storage, self.group, id)?;
             loaded.has_twin = true;
         }
-        let records = &mut loaded.records;
-        if records.commands.is_none() && needs_commands(records.device.as_ref(), change) {
-            let has_commands =
-                records.device.as_ref().is_some_and(|device| device.mailbox.has_commands());
-            records.commands = Some(if has_commands {
-                mailbox::commands(&*self.storage, self.group, id)?
-            } else {
-                Commands::new()
-            });
+        match needs_commands(loaded.records.device.as_ref(), change, at) {
+            Needs::None => {}
+            Needs::One(wanted) => load_one(&*self.storage, self.group, id, loaded, wanted)?,
+            Needs::All => load_all(&*self.storage, self.group, id, loaded)?,
         }
         Ok(loaded)
     }
@@ -126,12 +122,55 @@ impl WorkingSet {
         }
     }
 
-    /// What was touched is stored now: remember it for a while.
+    /// What was touched is stored now: remember it for a while. Commands are remembered whole or not, and for devices that
+    /// are about to settle them: a mailbox that nobody empties costs no memory.
     pub(super) fn settle(&mut self) {
-        for (id, loaded) in mem::take(&mut self.touched) {
+        for (id, mut loaded) in mem::take(&mut self.touched) {
+            let Records { device, commands, .. } = &mut loaded.records;
+            let is_emptied =
+                device.as_ref().is_some_and(|device| device.presence.connected_since.is_some());
+            commands.take_if(|commands| !is_emptied || !commands.are_all());
             self.cache.put(id, loaded);
         }
     }
+}
+
+/// Adds the command of an id, if there is one.
+fn load_one(
+    storage: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+    loaded: &mut Loaded,
+    wanted: &CommandId,
+) -> Result<(), Error> {
+    let Records { device: record, commands, .. } = &mut loaded.records;
+    let others_due = record.as_ref().and_then(|device| device.mailbox.due);
+    let commands = commands.get_or_insert_with(|| Commands { others_due, ..Commands::default() });
+    if !commands.are_all() && commands.find(wanted).is_none() {
+        let found = mailbox::find(storage, group, device, wanted)?;
+        commands.loaded.extend(found.map(|command| (command.sequence, command)));
+    }
+    Ok(())
+}
+
+/// Completes the commands. Those that are loaded may have been changed since they were stored.
+fn load_all(
+    storage: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+    loaded: &mut Loaded,
+) -> Result<(), Error> {
+    let Records { device: record, commands, .. } = &mut loaded.records;
+    if commands.as_ref().is_some_and(Commands::are_all) {
+        return Ok(());
+    }
+    let mut all = Commands::default();
+    if record.as_ref().is_some_and(|device| device.mailbox.has_commands()) {
+        all = mailbox::commands(storage, group, device)?;
+    }
+    all.loaded.extend(commands.take().into_iter().flat_map(|commands| commands.loaded));
+    *commands = Some(all);
+    Ok(())
 }
 
 fn write_or_delete(table: Table, key: Vec<u8>, value: Option<bytes::Bytes>) -> Write {
@@ -171,7 +210,7 @@ impl Cache {
 
 /// About what an entry holds in memory: its records, and what any entry costs.
 fn weight(id: &DeviceId, loaded: &Loaded) -> usize {
-    let commands = loaded.records.commands.as_ref().map_or(0, Commands::len);
+    let commands = loaded.records.commands.as_ref().map_or(0, |commands| commands.loaded.len());
     loaded.bytes + commands * COMMAND_BYTES + id.as_str().len() + 128
 }
 

@@ -13,6 +13,7 @@
 //! | `Mailbox` | `0x01`, offset | `record.v1.Feedback` |
 //! | `Mailbox` | `0x02`, device id, `0x00`, `0x00`, sequence | `record.v1.Command` |
 //! | `Mailbox` | `0x02`, device id, `0x00`, `0x01`, sequence | `record.v1.Message`: the body of a command that waits |
+//! | `Mailbox` | `0x02`, device id, `0x00`, `0x02`, command id | its sequence |
 //!
 //! Numbers are big-endian, so that keys sort as the numbers do. No device id contains a zero byte, so the keys of a
 //! device never mix with those of one whose id begins with its own. Where only "device id" is said, a module has its own
@@ -21,7 +22,7 @@
 
 use std::ops::Range;
 
-use drover_core::ids::{CommandSequence, DeviceId, GroupId, LogTime, Offset};
+use drover_core::ids::{CommandId, CommandSequence, DeviceId, GroupId, LogTime, Offset};
 
 /// Where every key of a group begins.
 pub fn prefix(group: GroupId) -> [u8; 4] {
@@ -144,6 +145,11 @@ pub fn command_body(group: GroupId, device: &DeviceId, sequence: CommandSequence
     of_mailbox(group, device, 1, sequence)
 }
 
+/// Where the sequence of a command stands, for those who know its id.
+pub fn command_id(group: GroupId, device: &DeviceId, id: &CommandId) -> Vec<u8> {
+    with(group, &[&[2], device.as_str().as_bytes(), &[0, 2], id.as_str().as_bytes()])
+}
+
 /// The keys of a device's commands after one of them, without their bodies.
 pub fn commands_after(group: GroupId, device: &DeviceId, after: CommandSequence) -> Range<Vec<u8>> {
     let bodies = with(group, &[&[2], device.as_str().as_bytes(), &[0, 1]]);
@@ -239,6 +245,8 @@ mod tests {
         assert!(range.contains(&command(group, &id("pump"), second)));
         assert!(!range.contains(&command(group, &id("pump"), first)));
         assert!(!range.contains(&command_body(group, &id("pump"), second)));
+        let named = "c".parse().expect("a legal id");
+        assert!(!range.contains(&command_id(group, &id("pump"), &named)));
         assert!(!range.contains(&command(group, &id("pump-2"), second)));
     }
 

@@ -1,11 +1,11 @@
-//! Reading mailboxes: commands with and without their bodies, what is due, feedback.
+//! Reading mailboxes: commands with and without their bodies, by place and by id, what is due, feedback.
 //!
 //! As in `state`, a record that cannot be decoded is corruption, not absence.
 
 use bytes::Bytes;
 use drover_core::change::Message;
 use drover_core::feedback::{FeedbackPage, StoredFeedback};
-use drover_core::ids::{CommandSequence, DeviceId, GroupId, LogTime, Offset, ShardId};
+use drover_core::ids::{CommandId, CommandSequence, DeviceId, GroupId, LogTime, Offset, ShardId};
 use drover_core::mailbox::{Command, Commands};
 
 use super::state::decoded;
@@ -22,7 +22,8 @@ pub fn commands(
     device: &DeviceId,
 ) -> Result<Commands, Error> {
     let commands = commands_after(storage, group, device, CommandSequence::default(), ALL)?;
-    Ok(commands.into_iter().map(|command| (command.sequence, command)).collect())
+    let loaded = commands.into_iter().map(|command| (command.sequence, command)).collect();
+    Ok(Commands { loaded, others_due: None })
 }
 
 /// Commands of a device in order, after `after`.
@@ -48,6 +49,23 @@ pub fn command(
 ) -> Result<Option<Command>, Error> {
     let record = storage.get(Table::Mailbox, &keys::command(group, device, sequence))?;
     record.map(|record| decoded("a command", record::command_from_bytes(record))).transpose()
+}
+
+/// The command of an id, as long as it is remembered.
+pub fn find(
+    storage: &dyn Storage,
+    group: GroupId,
+    device: &DeviceId,
+    id: &CommandId,
+) -> Result<Option<Command>, Error> {
+    let Some(place) = storage.get(Table::Mailbox, &keys::command_id(group, device, id))? else {
+        return Ok(None);
+    };
+    let corrupt = |what: &str| Error::Corrupt { what: format!("the command {id}: {what}") };
+    let place = place[..].try_into().map_err(|_| corrupt("its place cannot be read"))?;
+    let sequence = CommandSequence::new(u64::from_be_bytes(place));
+    let found = command(storage, group, device, sequence)?;
+    found.map(Some).ok_or_else(|| corrupt("it is not where its place says"))
 }
 
 /// The body of a command that waits.

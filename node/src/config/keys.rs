@@ -111,7 +111,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "commands.per_device",
-        "commands that may wait for one device; 1 to 1000, because each change of a mailbox looks at all of it",
+        "commands that may wait for one device; 1 to 1000, because an acknowledgement may look at all of them",
     ),
     (
         "commands.bytes_per_device",

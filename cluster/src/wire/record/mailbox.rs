@@ -111,6 +111,7 @@ pub(super) fn head_to_record(head: &Head) -> record::MailboxHead {
         epoch: head.epoch.get(),
         sent: head.sent.get(),
         due_ms: head.due.map(LogTime::get),
+        locked: head.locked,
     }
 }
 
@@ -124,6 +125,7 @@ pub(super) fn head_from_record(head: record::MailboxHead) -> Head {
         epoch: SessionEpoch::new(head.epoch),
         sent: DeliveryNumber::new(head.sent),
         due: head.due_ms.map(LogTime::new),
+        locked: head.locked,
     }
 }
 

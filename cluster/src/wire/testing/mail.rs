@@ -78,11 +78,12 @@ fn new_command() -> impl Strategy<Value = NewCommand> {
 }
 
 pub(super) fn head() -> impl Strategy<Value = Head> {
-    (any::<[u64; 4]>(), any::<[u32; 3]>(), prop::option::of(time())).prop_map(
-        |([last, bytes, epoch, sent], [waiting, ended, ended_max], due)| Head {
+    (any::<[u64; 4]>(), any::<[u32; 4]>(), prop::option::of(time())).prop_map(
+        |([last, bytes, epoch, sent], [waiting, locked, ended, ended_max], due)| Head {
             last: CommandSequence::new(last),
             waiting,
             bytes,
+            locked,
             ended,
             ended_max,
             epoch: SessionEpoch::new(epoch),
