@@ -4,6 +4,10 @@
 //! - [`cluster`]: node to node, `drover.cluster.v1`
 //! - [`record`]: the log and the disk, `drover.record.v1`
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the generator boxes nothing, and results of many commands pass by one after the other"
+)]
 pub mod admin {
     tonic::include_proto!("drover.admin.v1");
 

@@ -67,8 +67,8 @@ pub(super) fn ledgers(
         let group = GroupId::Shard(ShardId::of(device, shards));
         for machine in machines {
             let commands = mailbox::commands(&machine.disk.open(), group, device)?;
-            if !commands.is_empty() {
-                let waiting = commands.values().filter(|command| command.is_waiting());
+            if !commands.loaded.is_empty() {
+                let waiting = commands.loaded.values().filter(|command| command.is_waiting());
                 ledgers.entry(device.to_string()).or_default().waiting =
                     waiting.map(|command| command.id.to_string()).collect();
             }

@@ -56,12 +56,12 @@ pub(super) struct Send {
     #[command(flatten)]
     identity: Identity,
     #[command(flatten)]
-    content: Content,
+    sending: Sending,
 }
 
 /// What is sent, and how.
 #[derive(Debug, Clone, Args)]
-pub(super) struct Content {
+pub(super) struct Sending {
     /// The body: the text itself, @FILE, or - for standard input.
     body: String,
     /// Names the command, so that sending it again adds nothing. Names count in one mailbox.
@@ -146,7 +146,7 @@ pub(super) async fn call(
 
 async fn send(send: Send, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
     let Identity { id: device_id, module: module_id } = send.identity;
-    let request = send_request(&send.content, clock::unix_ms())?;
+    let request = send_request(&send.sending, clock::unix_ms())?;
     let request = SendCommandRequest { device_id, module_id, ..request };
     let response = client.commands().send_command(client.request(request)).await?.into_inner();
     if out.form() == Form::Json {
@@ -171,10 +171,7 @@ pub(super) fn sent_json(sent: &SendCommandResponse) -> Value {
 }
 
 /// The request without the id of whom it is for.
-pub(super) fn send_request(
-    send: &Content,
-    now_ms: u64,
-) -> Result<SendCommandRequest, Failure> {
+pub(super) fn send_request(send: &Sending, now_ms: u64) -> Result<SendCommandRequest, Failure> {
     let time_to_live = |text: &String| -> Result<Expiry, Failure> {
         let time = length(text)?.try_into();
         let time = time.map_err(|_| Failure::Usage(format!("{text:?} is too long")))?;

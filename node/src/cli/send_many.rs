@@ -8,7 +8,7 @@ use serde_json::json;
 use tonic::Request;
 
 use super::client::Client;
-use super::commands::{Content, send_request, sent_json};
+use super::commands::{Sending, send_request, sent_json};
 use super::output::{Form, Output};
 use super::{Failure, files};
 use crate::clock;
@@ -18,10 +18,10 @@ const SENT_TOGETHER: usize = 100;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The ids of the devices, one a line; - is standard input.
+    /// Whom to send it to, one a line: DEVICE or DEVICE/MODULE; - is standard input.
     file: String,
     #[command(flatten)]
-    content: Content,
+    sending: Sending,
 }
 
 pub(super) async fn call(
@@ -31,9 +31,12 @@ pub(super) async fn call(
 ) -> Result<(), Failure> {
     let text = files::read_text(&arguments.file)?;
     let devices: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let command = send_request(String::new(), &arguments.content, clock::unix_ms())?;
-    let to =
-        |device: &&str| SendCommandRequest { device_id: (*device).to_owned(), ..command.clone() };
+    let command = send_request(&arguments.sending, clock::unix_ms())?;
+    let to = |identity: &&str| {
+        let (device, module) = identity.split_once('/').unwrap_or((identity, ""));
+        let (device_id, module_id) = (device.to_owned(), module.to_owned());
+        SendCommandRequest { device_id, module_id, ..command.clone() }
+    };
     let requests: Vec<_> = devices
         .chunks(SENT_TOGETHER)
         .map(|chunk| SendCommandsRequest { commands: chunk.iter().map(to).collect() })

@@ -249,7 +249,7 @@ impl Admin {
         self.invoke_within(device, method, payload, Duration::from_secs(2)).await
     }
 
-    /// The same with a device that may take longer, in whole seconds.
+    /// The same with a device that may take longer.
     pub async fn invoke_within(
         &self,
         device: &str,
@@ -257,15 +257,15 @@ impl Admin {
         payload: &str,
         patience: Duration,
     ) -> Result<InvokeMethodResponse, Status> {
-        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let wait = |time: Duration| time.try_into().ok();
         let (device_id, module_id) = names(device);
         let request = InvokeMethodRequest {
             device_id,
             module_id,
             method_name: method.to_owned(),
             payload: payload.to_owned(),
-            connect_timeout: seconds(1),
-            response_timeout: seconds(patience.as_secs() as i64),
+            connect_timeout: wait(Duration::from_secs(1)),
+            response_timeout: wait(patience),
         };
         Ok(self.methods.clone().invoke_method(request).await?.into_inner())
     }
