@@ -653,7 +653,7 @@ proptest! {
         let id: DeviceId = "a".parse().expect("a legal id");
         let create = DeviceChange::Create { generation: GenerationId::new(1), spec: spec() };
         for (at, change) in [(LogTime::new(0), create)].into_iter().chain(log) {
-            let applied = whole.change(&Change::Device(id.clone(), change.clone()), at);
+            let (applied, _) = whole.change(&Change::Device(id.clone(), change.clone()), at);
             prop_assert_eq!(frugal.change(&id, &change, at), applied);
             let records = &whole.records[&id];
             prop_assert_eq!(&frugal.records.device, &records.device);
