@@ -16,7 +16,9 @@ RENEWAL_MARGIN_SECONDS = 120
 
 
 def say(what, value=""):
-    print(what, value, flush=True)
+    # In one write: threads of the SDK speak at the same time, and a line must not be torn.
+    sys.stdout.write(f"{what} {value}\n")
+    sys.stdout.flush()
 
 
 def use_port(port):
