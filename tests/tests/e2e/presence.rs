@@ -1,6 +1,6 @@
 //! Who is connected, where and since when: as it is told live, and after the node of a connection was killed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use drover_proto::admin::GetDeviceRequest;
@@ -9,7 +9,7 @@ use drover_tests::nodes::{Nodes, program};
 use drover_tests::until;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Whether it is connected, and at which node.
 async fn state(admin: &Admin, device: &str) -> Option<(bool, String)> {
