@@ -16,7 +16,7 @@ pub(super) struct Commands {
     open: Vec<(u16, CommandSequence)>,
     /// The last that the device has dealt with. Their locks may have run out before the cluster heard of it, and what it
     /// sent then is still on its way.
-    done: VecDeque<CommandSequence>,
+    done: Vec<CommandSequence>,
 }
 
 /// More commands wait than the cluster has on their way to a connection.
@@ -75,9 +75,9 @@ impl Commands {
     /// No more than the cluster has on their way to a connection.
     fn remember(&mut self, sequence: CommandSequence) {
         if self.done.len() >= DELIVERY_WINDOW {
-            self.done.pop_front();
+            self.done.remove(0);
         }
-        self.done.push_back(sequence);
+        self.done.push(sequence);
     }
 
     /// The device does not listen any more. What it has may still be acknowledged.

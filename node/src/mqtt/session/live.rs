@@ -58,7 +58,8 @@ pub(super) struct Live {
     subscriptions: Subscriptions,
     silence_max: Duration,
     model_id: Option<Box<str>>,
-    will: Option<Message>,
+    /// Few have one.
+    will: Option<Box<Message>>,
     expires_s: u64,
     /// When to look at the wall clock next.
     expiry_look: Instant,
@@ -123,7 +124,7 @@ impl Live {
             subscriptions: opened.subscriptions,
             silence_max: silence_max(terms.keep_alive_s),
             model_id: terms.model_id,
-            will: terms.will,
+            will: terms.will.map(Box::new),
             expires_s: opened.expires_s,
             expiry_look: next_look(opened.expires_s, now),
             waiting: VecDeque::new(),
@@ -669,7 +670,7 @@ impl Live {
     }
 
     pub(super) fn into_rest(self) -> (Option<Message>, VecDeque<Outgoing>) {
-        (self.will, self.replies)
+        (self.will.map(|will| *will), self.replies)
     }
 
     pub(super) fn release_memory(&mut self) {
