@@ -135,14 +135,18 @@ impl Run {
             command.arg("--json");
         }
         let mut child = command.spawn().context("starting this program once more")?;
-        tokio::select! {
+        // Waiting for the child would close its input, which tells it that nobody watches any more.
+        let watched = child.stdin.take();
+        let status = tokio::select! {
             status = child.wait() => Ok(status?),
             interrupted = ctrl_c() => {
                 interrupted?;
                 child.kill().await?;
-                anyhow::bail!("interrupted")
+                Err(anyhow::anyhow!("interrupted"))
             }
-        }
+        };
+        drop(watched);
+        status
     }
 }
 
