@@ -254,7 +254,8 @@ pub fn device_token(host_name: &str, device: &DeviceId, key: &Key, expires_s: u6
     let (device, module) = device.names();
     let mut resource = format!("{host_name}/devices/{}", token::percent_encode(device));
     if let Some(module) = module {
-        resource += &format!("/modules/{}", token::percent_encode(module));
+        resource.push_str("/modules/");
+        resource.push_str(&token::percent_encode(module));
     }
     sign(&resource, key, None, expires_s)
 }

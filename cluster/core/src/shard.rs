@@ -425,7 +425,7 @@ fn delete(
     let owner = records.owner.take();
     let owner_touched = owner.is_some();
     *records = Records { owner, ..Records::default() };
-    Ok(Applied { mailbox, follows, owner_touched, ..applied })
+    Ok(Applied { owner_touched, follows, mailbox, ..applied })
 }
 
 /// What the outside is told when the right to speak of `former`, if anybody, has ended.

@@ -1,5 +1,7 @@
 //! Modules: identities of their own under a device, from a back end, as raw clients and as Azure's SDKs.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use drover_proto::admin::authentication::Kind;
 use drover_proto::admin::{
@@ -350,8 +352,8 @@ async fn start(nodes: &Nodes, script: &str, websocket: bool, id: &str) -> Result
         "connectionString":
             format!("HostName={HOST};DeviceId={device};ModuleId={module};SharedAccessKey={key}"),
     });
-    let mut command =
-        if script.ends_with(".js") { programs::node(script) } else { programs::python(script) };
+    let is_for_node = Path::new(script).extension().is_some_and(|extension| extension == "js");
+    let mut command = if is_for_node { programs::node(script) } else { programs::python(script) };
     Running::start(command.arg(given.to_string()))
 }
 
