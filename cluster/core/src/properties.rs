@@ -454,6 +454,11 @@ fn speaks_as(change: &DeviceChange) -> Option<SessionEpoch> {
     }
 }
 
+/// What nobody proposes: a module's status moves with its device's only.
+fn gives_a_module_its_own_status(change: &Change) -> bool {
+    matches!(change, Change::Device(id, DeviceChange::Update { status: Some(_), .. }) if id.is_module())
+}
+
 proptest! {
     #[test]
     fn replicas_agree_however_the_changes_were_batched(log in log()) {
@@ -604,6 +609,9 @@ proptest! {
     fn a_module_is_there_while_its_device_is_and_shares_its_status(log in log()) {
         let mut replica = Replica::default();
         for (batch, change) in log.iter().flat_map(|b| b.changes.iter().map(move |c| (b, c))) {
+            if gives_a_module_its_own_status(change) {
+                continue;
+            }
             replica.change(change, batch.at);
             let identities = || replica.records.values().filter_map(|of| of.device.as_ref());
             let modules: Vec<&Device> = identities().filter(|one| one.id.is_module()).collect();
