@@ -21,7 +21,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 pub use clients::ClientAuthority;
-pub(crate) use clients::Proven;
+pub(crate) use clients::{Proven, common_name};
 
 /// Why a certificate or key cannot be used.
 #[derive(Debug, thiserror::Error)]

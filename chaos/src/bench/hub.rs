@@ -209,7 +209,7 @@ async fn failover(sitting: &mut Sitting) -> anyhow::Result<()> {
         Row::Failover,
         drover,
         "acknowledged and lost",
-        vec![report.telemetry.lost.total() as f64],
+        vec![report.checked.telemetry.lost.total() as f64],
     );
     Ok(())
 }

@@ -24,31 +24,33 @@ impl Failover {
         for (index, kill) in kills.iter().enumerate() {
             let until = kills.get(index + 1).map_or(u64::MAX, |next| next.at_ms);
             for history in histories.iter().filter(|history| kill.shards.contains(&history.shard)) {
-                let sent_after =
-                    history.transmissions.iter().filter(|sent| sent.sent_ms >= kill.at_ms);
-                match sent_after
-                    .filter_map(|sent| sent.acked_ms)
-                    .min()
-                    .filter(|acked| *acked < until)
-                {
+                match served_after(history, kill.at_ms).filter(|acked| *acked < until) {
                     Some(acked) => delays.push(acked - kill.at_ms),
                     None => unserved += 1,
                 }
             }
         }
         delays.sort_unstable();
-        let quantile = |q: usize| {
-            let index = (delays.len() * q).div_ceil(100).saturating_sub(1);
-            delays.get(index).copied().unwrap_or(0)
-        };
         Self {
             samples: delays.len(),
-            p50_ms: quantile(50),
-            p99_ms: quantile(99),
-            max_ms: quantile(100),
+            p50_ms: quantile(&delays, 50),
+            p99_ms: quantile(&delays, 99),
+            max_ms: quantile(&delays, 100),
             unserved,
         }
     }
+}
+
+/// When the first message that was sent at `from_ms` or later was acknowledged.
+pub(crate) fn served_after(history: &DeviceHistory, from_ms: u64) -> Option<u64> {
+    let sent_after = history.transmissions.iter().filter(|sent| sent.sent_ms >= from_ms);
+    sent_after.filter_map(|sent| sent.acked_ms).min()
+}
+
+/// The smallest of the sorted values that `percent` of a hundred do not exceed; 0 without values.
+pub(crate) fn quantile(sorted: &[u64], percent: usize) -> u64 {
+    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(index).copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -34,10 +34,8 @@ use tokio::time::{Instant, timeout};
 use crate::fleet::Fleet;
 use crate::history::DeviceHistory;
 use crate::nodes::{Nodes, Shape};
-use crate::promises::p1_telemetry::{self, Telemetry};
-use crate::promises::p2_twin::{self, Twins};
-use crate::promises::p3_commands::{self, Commands, Terms};
-use crate::promises::p4_methods::{self, Methods};
+use crate::promises::p3_commands::{self, Terms};
+use crate::promises::{Checked, p1_telemetry, p2_twin, p4_methods};
 use clock::Clock;
 use failover::Failover;
 use plan::Plan;
@@ -60,10 +58,7 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let findings = Findings {
         failover: Failover::measure(&kills, &driven.senders),
         under_way_at_kills: driven.under_way.at(&times),
-        telemetry: driven.telemetry,
-        twins: driven.twins,
-        commands: driven.commands,
-        methods: driven.methods,
+        checked: driven.checked,
         terms: driven.terms,
     };
     Ok(Report::new(plan, &kills, findings, &driven.histories))
@@ -75,10 +70,7 @@ pub struct Driven {
     pub senders: Vec<DeviceHistory>,
     /// All devices.
     pub histories: Vec<DeviceHistory>,
-    pub telemetry: Telemetry,
-    pub twins: Twins,
-    pub commands: Commands,
-    pub methods: Methods,
+    pub checked: Checked,
     /// When commands and calls were under way.
     pub under_way: UnderWay,
     /// How far all groups' terms have grown together.
@@ -112,11 +104,14 @@ pub async fn drive<F>(
     let mut telemetry = p1_telemetry::check(&histories, &kept.streams);
     telemetry.violations.extend(kept.violations);
     let terms = Terms { deliveries_max: DELIVERIES_MAX, skew_ms: plan.skew_ms };
-    let driven = Driven {
+    let checked = Checked {
         telemetry,
         twins: p2_twin::check(&histories, &kept.twins),
         commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, terms),
         methods: p4_methods::check(&talked.calls),
+    };
+    let driven = Driven {
+        checked,
         under_way: talked.under_way(),
         terms: faults::terms(&after).saturating_sub(faults::terms(&before)),
         senders,

@@ -8,11 +8,7 @@ use super::failover::Failover;
 use super::faults::Kill;
 use super::plan::Plan;
 use crate::history::DeviceHistory;
-use crate::promises::Violation;
-use crate::promises::p1_telemetry::Telemetry;
-use crate::promises::p2_twin::Twins;
-use crate::promises::p3_commands::Commands;
-use crate::promises::p4_methods::Methods;
+use crate::promises::Checked;
 
 /// Violations that are printed; the JSON has them all.
 const SHOWN_MAX: usize = 20;
@@ -24,6 +20,28 @@ pub enum Verdict {
     Invalid,
     /// The run was too quiet to show anything: not passed.
     Vacuous,
+}
+
+impl Verdict {
+    pub(crate) fn new(is_broken: bool, is_vacuous: bool) -> Self {
+        match (is_broken, is_vacuous) {
+            (true, _) => Self::Invalid,
+            (false, false) => Self::Valid,
+            (false, true) => Self::Vacuous,
+        }
+    }
+}
+
+/// What devices saw to be wrong.
+pub(crate) fn complaints(histories: &[DeviceHistory]) -> impl Iterator<Item = String> {
+    histories.iter().flat_map(|history| {
+        history.complaints.iter().map(|text| format!("{}: {text}", history.device))
+    })
+}
+
+/// How often the devices connected.
+pub(crate) fn connections(histories: &[DeviceHistory]) -> u64 {
+    histories.iter().map(|history| u64::from(history.connections)).sum()
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -46,10 +64,8 @@ pub struct Report {
 /// What was measured and checked.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Findings {
-    pub telemetry: Telemetry,
-    pub twins: Twins,
-    pub commands: Commands,
-    pub methods: Methods,
+    #[serde(flatten)]
+    pub checked: Checked,
     /// Commands, cancellations and calls that were under way when a node was killed.
     pub under_way_at_kills: u64,
     /// How far all groups' terms have grown together.
@@ -58,15 +74,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    fn violations(&self) -> impl Iterator<Item = &Violation> {
-        let Self { telemetry, twins, commands, methods, .. } = self;
-        let of_state = telemetry.violations.iter().chain(&twins.violations);
-        of_state.chain(&commands.violations).chain(&methods.violations)
-    }
-
     /// What must have happened for the run to show anything.
     fn needed(&self) -> [(&'static str, u64); 12] {
-        let Self { twins, commands, methods, .. } = self;
+        let Checked { twins, commands, methods, .. } = &self.checked;
         [
             ("twin patch was acknowledged", twins.acknowledged),
             ("command was accepted", commands.accepted),
@@ -92,13 +102,8 @@ impl Report {
         histories: &[DeviceHistory],
     ) -> Self {
         let kills_of_leaders = kills.iter().filter(|kill| !kill.shards.is_empty()).count();
-        let complaints: Vec<String> = histories
-            .iter()
-            .flat_map(|history| {
-                history.complaints.iter().map(|text| format!("{}: {text}", history.device))
-            })
-            .collect();
-        let acknowledged = findings.telemetry.acknowledged;
+        let complaints: Vec<String> = complaints(histories).collect();
+        let acknowledged = findings.checked.telemetry.acknowledged;
         let mut vacuous = Vec::new();
         if kills_of_leaders == 0 {
             vacuous.push("no leader was killed".to_owned());
@@ -109,21 +114,16 @@ impl Report {
         }
         let never = findings.needed().into_iter().filter(|(_, count)| *count == 0);
         vacuous.extend(never.map(|(what, _)| format!("no {what}")));
-        let is_broken = findings.violations().next().is_some() || !complaints.is_empty();
-        let verdict = match (is_broken, vacuous.is_empty()) {
-            (true, _) => Verdict::Invalid,
-            (false, true) => Verdict::Valid,
-            (false, false) => Verdict::Vacuous,
-        };
+        let is_broken = findings.checked.violations().next().is_some() || !complaints.is_empty();
         let seconds = plan.duration.as_secs();
         Self {
-            verdict,
+            verdict: Verdict::new(is_broken, !vacuous.is_empty()),
             replay: format!("chaos kill --seed {} --seconds {seconds}", plan.seed),
             devices: histories.len(),
-            connections: histories.iter().map(|history| u64::from(history.connections)).sum(),
+            connections: connections(histories),
             kills_of_leaders,
             kills_of_followers: kills.len() - kills_of_leaders,
-            loss_bound: 3.0 / acknowledged.max(1) as f64,
+            loss_bound: findings.checked.loss_bound(),
             complaints,
             vacuous,
             findings,
@@ -153,7 +153,7 @@ impl fmt::Display for Report {
             failover.p50_ms, failover.p99_ms, failover.max_ms, failover.samples, failover.unserved
         )?;
         writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
-        for violation in self.findings.violations().take(SHOWN_MAX) {
+        for violation in self.findings.checked.violations().take(SHOWN_MAX) {
             writeln!(f, "BROKEN     {violation}")?;
         }
         for complaint in self.complaints.iter().take(SHOWN_MAX) {
@@ -168,7 +168,7 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { telemetry, twins, commands, methods, .. } = self;
+        let Checked { telemetry, twins, commands, methods } = &self.checked;
         let lost = telemetry.lost;
         writeln!(
             f,
@@ -221,24 +221,31 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::promises::Violation;
+    use crate::promises::p1_telemetry::Telemetry;
+    use crate::promises::p2_twin::Twins;
+    use crate::promises::p3_commands::Commands;
+    use crate::promises::p4_methods::Methods;
 
     /// Findings of a run in which each kind of thing has happened once.
     fn busy() -> Findings {
         Findings {
-            telemetry: Telemetry { acknowledged: u64::MAX, ..Telemetry::default() },
-            twins: Twins { acknowledged: 1, ..Twins::default() },
-            commands: Commands {
-                accepted: 1,
-                repeated: 1,
-                delivered: 1,
-                redelivered: 1,
-                completed: 1,
-                cancelled_unsent: 1,
-                superseded: 1,
-                expired: 1,
-                ..Commands::default()
+            checked: Checked {
+                telemetry: Telemetry { acknowledged: u64::MAX, ..Telemetry::default() },
+                twins: Twins { acknowledged: 1, ..Twins::default() },
+                commands: Commands {
+                    accepted: 1,
+                    repeated: 1,
+                    delivered: 1,
+                    redelivered: 1,
+                    completed: 1,
+                    cancelled_unsent: 1,
+                    superseded: 1,
+                    expired: 1,
+                    ..Commands::default()
+                },
+                methods: Methods { answered: 1, unknown: 1, ..Methods::default() },
             },
-            methods: Methods { answered: 1, unknown: 1, ..Methods::default() },
             under_way_at_kills: 1,
             ..Findings::default()
         }
@@ -253,7 +260,7 @@ mod tests {
     fn a_run_in_which_one_kind_of_thing_never_happened_proves_nothing() {
         assert_eq!(verdict(busy()), Verdict::Valid);
         let mut quiet = busy();
-        quiet.commands.expired = 0;
+        quiet.checked.commands.expired = 0;
         assert_eq!(verdict(quiet), Verdict::Vacuous);
         let mut quiet = busy();
         quiet.under_way_at_kills = 0;
@@ -263,15 +270,15 @@ mod tests {
     #[test]
     fn a_violation_of_any_promise_makes_a_run_invalid() {
         let broken = || vec![Violation::new("I-0", "a", "b")];
-        let breaks: [fn(&mut Findings) -> &mut Vec<Violation>; 4] = [
-            |findings| &mut findings.telemetry.violations,
-            |findings| &mut findings.twins.violations,
-            |findings| &mut findings.commands.violations,
-            |findings| &mut findings.methods.violations,
+        let breaks: [fn(&mut Checked) -> &mut Vec<Violation>; 4] = [
+            |checked| &mut checked.telemetry.violations,
+            |checked| &mut checked.twins.violations,
+            |checked| &mut checked.commands.violations,
+            |checked| &mut checked.methods.violations,
         ];
         for violations in breaks {
             let mut findings = busy();
-            *violations(&mut findings) = broken();
+            *violations(&mut findings.checked) = broken();
             assert_eq!(verdict(findings), Verdict::Invalid);
         }
     }

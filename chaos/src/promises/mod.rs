@@ -12,6 +12,33 @@ pub mod twin_section;
 
 use serde::Serialize;
 
+use p1_telemetry::Telemetry;
+use p2_twin::Twins;
+use p3_commands::Commands;
+use p4_methods::Methods;
+
+/// What the checks of all promises say of a run.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Checked {
+    pub telemetry: Telemetry,
+    pub twins: Twins,
+    pub commands: Commands,
+    pub methods: Methods,
+}
+
+impl Checked {
+    pub fn violations(&self) -> impl Iterator<Item = &Violation> {
+        let Self { telemetry, twins, commands, methods } = self;
+        let of_state = telemetry.violations.iter().chain(&twins.violations);
+        of_state.chain(&commands.violations).chain(&methods.violations)
+    }
+
+    /// With so many messages acknowledged and none lost, at most this share is lost at 95 % confidence.
+    pub fn loss_bound(&self) -> f64 {
+        3.0 / self.telemetry.acknowledged.max(1) as f64
+    }
+}
+
 /// A broken promise: which invariant, of what, and what was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Violation {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::fault::Fault;
 use super::nemesis::Nemesis;
 use crate::history::DeviceHistory;
+use crate::kill::failover::{quantile, served_after};
 
 /// For one kind of fault: from its beginning to the first acknowledgement of each device whose shard the node led, of a
 /// message that it sent after that.
@@ -33,7 +34,9 @@ pub(super) fn failovers(faults: &[Fault], histories: &[DeviceHistory]) -> Vec<Fa
         let (count, delays) = delays.entry(fault.nemesis).or_default();
         *count += 1;
         let hit = histories.iter().filter(|history| fault.shards.contains(&history.shard));
-        delays.extend(hit.filter_map(|history| first_served(history, fault.from_ms)));
+        delays.extend(
+            hit.filter_map(|history| Some(served_after(history, fault.from_ms)? - fault.from_ms)),
+        );
     }
     let summed = delays.into_iter().map(|(nemesis, (faults, mut delays))| {
         delays.sort_unstable();
@@ -47,18 +50,6 @@ pub(super) fn failovers(faults: &[Fault], histories: &[DeviceHistory]) -> Vec<Fa
         }
     });
     summed.collect()
-}
-
-/// Milliseconds until a message that was sent at `from_ms` or later was acknowledged.
-fn first_served(history: &DeviceHistory, from_ms: u64) -> Option<u64> {
-    let sent_after = history.transmissions.iter().filter(|sent| sent.sent_ms >= from_ms);
-    Some(sent_after.filter_map(|sent| sent.acked_ms).min()? - from_ms)
-}
-
-/// The smallest of the sorted values that `percent` of a hundred do not exceed; 0 without values.
-pub(super) fn quantile(sorted: &[u64], percent: usize) -> u64 {
-    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted.get(index).copied().unwrap_or(0)
 }
 
 /// Connections that replaced one on which messages waited for their acknowledgement.

@@ -70,7 +70,7 @@ fn list(page: &mut String, title: &str, lines: &[String]) {
 }
 
 fn counts(page: &mut String, report: &Report) {
-    let (telemetry, twins) = (&report.telemetry, &report.twins);
+    let (telemetry, twins) = (&report.checked.telemetry, &report.checked.twins);
     let rows = [
         ("operations", report.operations),
         ("acknowledged", report.acknowledged),

@@ -12,11 +12,8 @@ use super::plan::Plan;
 use super::site::LeftOut;
 use super::timeline::{Second, timeline};
 use crate::kill::Driven;
-use crate::kill::report::Verdict;
-use crate::promises::p1_telemetry::Telemetry;
-use crate::promises::p2_twin::Twins;
-use crate::promises::p3_commands::Commands;
-use crate::promises::p4_methods::Methods;
+use crate::kill::report::{Verdict, complaints, connections};
+use crate::promises::Checked;
 
 /// Lines of a kind that are printed; the JSON has them all.
 const SHOWN_MAX: usize = 20;
@@ -33,10 +30,8 @@ pub struct Report {
     pub operations: u64,
     pub acknowledged: u64,
     pub unknown: u64,
-    pub telemetry: Telemetry,
-    pub twins: Twins,
-    pub commands: Commands,
-    pub methods: Methods,
+    #[serde(flatten)]
+    pub checked: Checked,
     /// Commands, cancellations and calls that were under way when a fault began.
     pub under_way_at_faults: u64,
     /// How far all groups' terms have grown together.
@@ -77,7 +72,8 @@ impl Report {
         if !faults.is_empty() && under_way_at_faults == 0 {
             vacuous.push("no command or call was under way at a fault".to_owned());
         }
-        let Driven { senders, histories, telemetry, twins, commands, methods, terms, .. } = driven;
+        let Driven { senders, histories, checked, terms, .. } = driven;
+        let Checked { telemetry, twins, commands, methods } = &checked;
         let acknowledged = telemetry.acknowledged
             + twins.acknowledged
             + twins.reads
@@ -85,34 +81,26 @@ impl Report {
             + methods.answered
             + methods.not_called;
         let unknown = telemetry.unknown + twins.unknown + commands.unknown + methods.unknown;
-        let verdict = match (violations.is_empty(), vacuous.is_empty()) {
-            (false, _) => Verdict::Invalid,
-            (true, true) => Verdict::Valid,
-            (true, false) => Verdict::Vacuous,
-        };
         Self {
-            verdict,
+            verdict: Verdict::new(!violations.is_empty(), !vacuous.is_empty()),
             replay: plan.replay(),
             seconds: plan.workload.duration.as_secs(),
             nodes: plan.workload.nodes,
             devices: plan.workload.devices,
-            connections: histories.iter().map(|history| u64::from(history.connections)).sum(),
+            connections: connections(&histories),
             operations: acknowledged + unknown,
             acknowledged,
             unknown,
             under_way_at_faults,
             terms,
             takeovers_in_flight,
-            loss_bound: 3.0 / telemetry.acknowledged.max(1) as f64,
+            loss_bound: checked.loss_bound(),
             failovers: failovers(&faults, &senders),
             violations,
             vacuous,
             left_out,
             timeline: timeline(&histories),
-            telemetry,
-            twins,
-            commands,
-            methods,
+            checked,
             faults,
         }
     }
@@ -131,19 +119,14 @@ impl Report {
 
 /// What broke a promise, what devices saw to be wrong, and what nodes did that they must not.
 fn violations(faults: &[Fault], driven: &Driven) -> Vec<String> {
-    let Driven { histories, telemetry, twins, commands, methods, .. } = driven;
-    let of_state = telemetry.violations.iter().chain(&twins.violations);
-    let of_promises = of_state.chain(&commands.violations).chain(&methods.violations);
-    let of_devices = histories.iter().flat_map(|history| {
-        history.complaints.iter().map(|text| format!("{}: {text}", history.device))
-    });
+    let of_promises = driven.checked.violations().map(ToString::to_string);
     let of_nodes = faults.iter().filter_map(|fault| fault.complaint.clone());
-    of_promises.map(ToString::to_string).chain(of_devices).chain(of_nodes).collect()
+    of_promises.chain(complaints(&driven.histories)).chain(of_nodes).collect()
 }
 
 /// What must have happened for the run to show anything, and did not.
 fn too_little(plan: &Plan, faults: &[Fault], driven: &Driven) -> Vec<String> {
-    let Driven { telemetry, twins, commands, methods, terms, .. } = driven;
+    let Checked { telemetry, twins, commands, methods } = &driven.checked;
     let least = plan.workload.acknowledged_min;
     let deposed = faults.iter().filter(|fault| fault.nemesis.deposes() && !fault.shards.is_empty());
     let needed = [
@@ -152,7 +135,7 @@ fn too_little(plan: &Plan, faults: &[Fault], driven: &Driven) -> Vec<String> {
         ("command was accepted", commands.accepted, 1),
         ("command was completed", commands.completed, 1),
         ("method was answered", methods.answered, 1),
-        ("leader changed", *terms, u64::from(deposed.count() > 0)),
+        ("leader changed", driven.terms, u64::from(deposed.count() > 0)),
     ];
     let missing = needed.into_iter().filter(|(_, count, least)| count < least);
     missing
@@ -171,7 +154,7 @@ fn never_there(plan: &Plan, faults: &[Fault]) -> Vec<String> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (telemetry, twins) = (&self.telemetry, &self.twins);
+        let Checked { telemetry, twins, commands, methods } = &self.checked;
         writeln!(
             f,
             "operations {} begun, {} acknowledged, {} unknown",
@@ -191,7 +174,6 @@ impl fmt::Display for Report {
             "twins      {} patches acknowledged, {} unknown, {} reads",
             twins.acknowledged, twins.unknown, twins.reads
         )?;
-        let (commands, methods) = (&self.commands, &self.methods);
         writeln!(
             f,
             "commands   {} accepted, {} delivered and {} again, {} completed, {} expired, {} unknown",

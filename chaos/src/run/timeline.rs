@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::outage::quantile;
 use crate::history::DeviceHistory;
+use crate::kill::failover::quantile;
 
 /// One second of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

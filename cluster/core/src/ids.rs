@@ -26,6 +26,8 @@ pub const DEVICE_ID_CHARACTERS_MAX: usize = 128;
 
 /// Between a device's id and that of its module. No id contains it.
 const SEPARATOR: char = '/';
+/// Of those that an id may have.
+const SMALLEST_CHARACTER: char = '!';
 
 /// Who connects, speaks and is spoken to: a device, or a module of one.
 ///
@@ -42,6 +44,11 @@ impl DeviceId {
             None => key.parse(),
             Some((device, module)) => Ok(device.parse::<Self>()?.module(&module.parse()?)),
         }
+    }
+
+    /// No id sorts before it.
+    pub fn smallest() -> Self {
+        Self(SMALLEST_CHARACTER.to_string().into())
     }
 
     /// The key of all that is kept of it.
@@ -386,6 +393,13 @@ impl LogTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_id_sorts_before_the_smallest() {
+        let characters = (0..=char::MAX as u32).filter_map(char::from_u32);
+        assert_eq!(characters.filter(|c| is_id_character(*c)).min(), Some(SMALLEST_CHARACTER));
+        assert_eq!(DeviceId::smallest().as_str().parse(), Ok(DeviceId::smallest()));
+    }
 
     #[test]
     fn an_id_has_1_to_128_characters_of_the_documented_set() {

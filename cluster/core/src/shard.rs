@@ -422,10 +422,8 @@ fn delete(
         due_before,
         ..mailbox::Writes::default()
     });
-    let owner = records.owner.take();
-    let owner_touched = owner.is_some();
-    *records = Records { owner, ..Records::default() };
-    Ok(Applied { owner_touched, follows, mailbox, ..applied })
+    (records.device, records.twin) = (None, None);
+    Ok(Applied { owner_touched: records.owner.is_some(), follows, mailbox, ..applied })
 }
 
 /// What the outside is told when the right to speak of `former`, if anybody, has ended.

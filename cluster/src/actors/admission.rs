@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 use super::config::Rate;
+use crate::metrics;
+use crate::wire::request::Failure;
 
 /// Counts what is inside.
 #[derive(Debug)]
@@ -33,6 +35,18 @@ impl Gauge {
         let fits = before == 0 || before.saturating_add(bytes) <= self.bytes_max;
         // A permit that does not fit is given back by its drop.
         (requests < self.requests_max && fits).then_some(permit)
+    }
+
+    /// Enters, or says that `what` is full.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        bytes: usize,
+        what: impl FnOnce() -> String,
+    ) -> Result<Permit, Failure> {
+        self.enter(bytes).ok_or_else(|| {
+            metrics::refused("busy");
+            Failure::Busy { what: what() }
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -212,8 +212,12 @@ fn judge_one(
     if device.presence.epoch != session.epoch || device.presence.connected_since.is_none() {
         return Ok(None);
     }
-    let twin = state::twin(&*shared.storage, group, &session.device)?;
-    let missed = twin.and_then(|twin| missed(&device, &twin, session.desired));
+    let missed = if device.presence.subscriptions.contains_key(&Channel::DesiredPatches) {
+        let twin = state::twin(&*shared.storage, group, &session.device)?;
+        twin.and_then(|twin| missed(&device, &twin, session.desired))
+    } else {
+        None
+    };
     let head = &device.mailbox;
     let has_newer = head.waiting > 0 && head.epoch == session.epoch && head.sent > session.commands;
     let commands_after = has_newer.then_some(session.commands);
@@ -224,9 +228,6 @@ fn judge_one(
 /// The desired version that a listening device has not seen. If it has seen none, what counts is whether the properties
 /// were written since it connected.
 fn missed(device: &Device, twin: &Twin, seen: Option<Version>) -> Option<Version> {
-    if !device.presence.subscriptions.contains_key(&Channel::DesiredPatches) {
-        return None;
-    }
     let behind = match seen {
         Some(seen) => seen < twin.desired.version,
         None => device

@@ -183,16 +183,17 @@ impl Calls {
 
     /// Makes sure that [`Calls::due`] is called in time.
     pub(super) fn set_timer(&mut self, me: &ActorRef<DeviceMsg>) {
+        if self.waiting.is_empty() && self.sent.is_empty() {
+            self.timer = None;
+            return;
+        }
         let look = Instant::now() + LOOK_EVERY;
         let unsent = self
             .waiting
             .iter()
             .map(|call| if call.is_moving { call.until().min(look) } else { call.until() });
         let next = unsent.chain(self.sent.values().map(|sent| sent.until)).min();
-        let Some(at) = next else {
-            self.timer = None;
-            return;
-        };
+        let Some(at) = next else { return };
         if self.timer.as_ref().is_some_and(|timer| timer.at <= at) {
             return;
         }

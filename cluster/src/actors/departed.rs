@@ -6,26 +6,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_core::change::{Change, DeviceChange};
+use drover_core::change::DeviceChange;
 use drover_core::device::{Device, Presence};
 use drover_core::ids::{DeviceId, GroupId, SessionEpoch};
-use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::admission::Gauge;
-use super::device::{DeviceContext, propose};
-use super::proposer::{Connected, Proposal};
-use super::reply::{Caller, Waiting};
+use super::device::DeviceContext;
+use super::proposer::Connected;
 use super::shard::ShardMsg;
 use crate::storage::{self, Storage, state};
-use crate::wire::request::{Failure, encode_change};
+use crate::wire::request::Failure;
 
 /// Ends that are under way together: what one entry carries.
 const TOGETHER_MAX: usize = 4096;
 /// When a new leader looks for connections in the records. Nearly all have been announced to it by then.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// Devices that are read at a time.
+/// Devices and modules that are read at a time.
 const PAGE: usize = 1000;
 /// Between two pages, so that a large shard is not read at the cost of its requests.
 const PAGE_PAUSE: Duration = Duration::from_millis(5);
@@ -47,13 +45,9 @@ impl Default for Departed {
 impl Departed {
     /// Commits that the connection has ended. If too many end at once it is left for the next time.
     pub(super) fn end(&self, context: &DeviceContext, device: &DeviceId, epoch: SessionEpoch) {
-        let Some(permit) = self.gauge.enter(0) else { return };
         let change = DeviceChange::Disconnect { epoch, will: None };
-        let change = encode_change(&Change::Device(device.clone(), change));
-        let (caller, answer) = oneshot::channel();
-        let reply = Waiting::new(Caller::Here(caller), Some(device.clone()), permit);
-        let proposal = Proposal { change, connects: None, frees: true, reply };
-        propose(&context.proposer, context.shard, proposal);
+        let answer = context.propose_own(&self.gauge, device.clone(), change);
+        let Some(answer) = answer else { return };
         let (shard, device) = (context.owner.clone(), device.clone());
         tokio::spawn(async move {
             // That it was applied is seen in the effects. If it was lost, the next reason comes.
@@ -98,24 +92,16 @@ async fn look(context: &DeviceContext) {
     }
 }
 
-/// The connections of some devices and their modules, after `after`. `None`: there are no more devices.
+/// The connections of some devices and modules, after `after`. `None`: there are no more.
 fn page(
     storage: &dyn Storage,
     group: GroupId,
     after: &mut Option<DeviceId>,
 ) -> Result<Option<Vec<Connected>>, storage::Error> {
-    let devices = state::devices(storage, group, after.as_ref(), PAGE)?;
-    let Some(last) = devices.last() else { return Ok(None) };
+    let identities = state::identities_after(storage, group, after.as_ref(), PAGE)?;
+    let Some(last) = identities.last() else { return Ok(None) };
     *after = Some(last.id.clone());
-    let mut connections = Vec::new();
-    for device in devices {
-        if !device.modules.is_empty() {
-            let modules = state::modules(storage, group, &device.id)?;
-            connections.extend(modules.into_iter().filter_map(connected));
-        }
-        connections.extend(connected(device));
-    }
-    Ok(Some(connections))
+    Ok(Some(identities.into_iter().filter_map(connected).collect()))
 }
 
 fn connected(device: Device) -> Option<Connected> {

@@ -9,21 +9,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use drover_core::change::{Change, DeviceChange};
 use drover_core::delivery::{Delivery, SentCommand};
 use drover_core::ids::{CallId, DeliveryNumber, DeviceId, GroupId, NodeId, SessionEpoch, ShardId};
 use drover_core::mailbox::{Attempt, Command, Outgoing};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::admission::Gauge;
 use super::calls::{Address, Calls, Invocation};
 use super::clock::Clock;
 use super::outbox::Outbox;
 use super::proposer::Proposal;
+use super::reply::{Caller, Waiting};
 use super::shard::ShardMsg;
 use crate::metrics;
 use crate::storage::{Storage, mailbox};
-use crate::wire::request::{Failure, Reported};
+use crate::wire::request::{Failure, Reported, Response, encode_change};
 
 /// What a device actor can be told. Each variant says who sends it.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ pub(super) enum DeviceMsg {
     Panic,
     /// From a test: how many calls have not been sent?
     #[cfg(test)]
-    CountUnsent(tokio::sync::oneshot::Sender<usize>),
+    CountUnsent(oneshot::Sender<usize>),
 }
 
 /// What all device actors of a shard use.
@@ -73,6 +76,22 @@ pub(super) struct DeviceContext {
 }
 
 impl DeviceContext {
+    /// Proposes a change of the shard's own, past the device's actor. `None`: there is no room in the gauge.
+    pub(super) fn propose_own(
+        &self,
+        gauge: &Arc<Gauge>,
+        device: DeviceId,
+        change: DeviceChange,
+    ) -> Option<oneshot::Receiver<Response>> {
+        let permit = gauge.enter(0)?;
+        let change = encode_change(&Change::Device(device.clone(), change));
+        let (caller, answer) = oneshot::channel();
+        let reply = Waiting::new(Caller::Here(caller), Some(device), permit);
+        let proposal = Proposal { change, connects: None, frees: true, reply };
+        propose(&self.proposer, self.shard, proposal);
+        Some(answer)
+    }
+
     /// Ids of calls begin above those of all earlier leaders, so that no late answer fits a newer call.
     pub(super) fn begin_term(&self, term: u64) {
         self.last_call.fetch_max(term << 32, Ordering::Relaxed);

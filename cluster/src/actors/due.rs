@@ -7,20 +7,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_core::change::{Change, DeviceChange};
+use drover_core::change::DeviceChange;
 use drover_core::ids::{DeviceId, GroupId, LogTime};
 use ractor::ActorRef;
-use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::admission::Gauge;
-use super::device::{DeviceContext, propose};
-use super::proposer::Proposal;
-use super::reply::{Caller, Waiting};
+use super::device::DeviceContext;
 use super::shard::ShardMsg;
 use crate::storage::mailbox;
-use crate::wire::request::encode_change;
 
 /// Mailboxes that are looked after together: a tenth of what one entry carries.
 const TOGETHER_MAX: usize = 400;
@@ -101,13 +97,7 @@ impl DueTimer {
 
     /// Not through the device's actor: a hundred thousand of them would be started for nothing.
     fn run_timers(&self, context: &DeviceContext, device: DeviceId) {
-        let Some(permit) = self.gauge.enter(0) else { return };
-        let change = Change::Device(device.clone(), DeviceChange::RunCommandTimers);
         // Whether it was applied is seen in the store.
-        let (caller, _) = oneshot::channel();
-        let reply = Waiting::new(Caller::Here(caller), Some(device), permit);
-        let proposal =
-            Proposal { change: encode_change(&change), connects: None, frees: true, reply };
-        propose(&context.proposer, context.shard, proposal);
+        drop(context.propose_own(&self.gauge, device, DeviceChange::RunCommandTimers));
     }
 }

@@ -13,9 +13,8 @@ use super::cluster::{Cluster, unexpected};
 use super::error::Error;
 use super::node::Shared;
 use super::reply::{Caller, Waiting};
-use super::serve::{not_leader, serving};
+use super::serve::serving;
 use super::shard::ShardMsg;
-use crate::metrics;
 use crate::wire::json;
 use crate::wire::request::{Answer, Failure, Invoke, Reported, Request, Response};
 
@@ -108,13 +107,14 @@ fn check(call: &MethodCall) -> Result<(), Error> {
 
 /// Puts a call into the shard's actor. The answer comes through `caller`.
 pub(super) fn submit(shared: &Shared, shard: ShardId, invoke: Invoke, caller: Caller) {
-    let Some(replica) = serving(shared, shard) else {
-        return caller.answer(Err(not_leader(shared, shard)));
-    };
-    let Some(permit) = replica.calls.enter(invoke.payload.len()) else {
-        metrics::refused("busy");
-        let what = format!("the calls of shard {shard}");
-        return caller.answer(Err(Failure::Busy { what }));
+    let entered = serving(shared, shard).and_then(|replica| {
+        let what = || format!("the calls of shard {shard}");
+        let permit = replica.calls.admit(invoke.payload.len(), what)?;
+        Ok((replica, permit))
+    });
+    let (replica, permit) = match entered {
+        Ok(entered) => entered,
+        Err(failure) => return caller.answer(Err(failure)),
     };
     let Invoke { device, name, payload, connect_ms, response_ms } = invoke;
     let reply = Waiting::new(caller, Some(device.clone()), permit);
@@ -133,7 +133,7 @@ async fn invoke_here(shared: &Shared, shard: ShardId, invoke: Invoke) -> Respons
 
 /// Takes a report at the leader.
 pub(super) fn report_here(shared: &Shared, shard: ShardId, reported: Reported) -> Response {
-    let Some(replica) = serving(shared, shard) else { return Err(not_leader(shared, shard)) };
+    let replica = serving(shared, shard)?;
     // A shard that has stopped has given its calls up.
     drop(replica.actor.send_message(ShardMsg::CallReported(reported)));
     Ok(Answer::CallReported)

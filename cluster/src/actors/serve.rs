@@ -11,18 +11,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use drover_core::change::{Change, DeviceChange, StreamChange};
 use drover_core::device::Device;
+use drover_core::feedback::FeedbackPage;
 use drover_core::ids::{CommandSequence, DeviceId, GroupId, NodeId, Offset, ShardId};
 use drover_core::message::StreamPage;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::node::Shared;
-use super::proposer::Proposal;
+use super::proposer::{Growth, Proposal};
 use super::reply::{Caller, Waiting};
 use super::router::{Replica, failure_of};
 use super::shard::ShardMsg;
 use super::status;
-use crate::metrics;
 use crate::raft::group::Group;
 use crate::storage::stream::{self, PageLimit};
 use crate::storage::{self, ScanLimit, Storage, mailbox, state};
@@ -67,12 +67,13 @@ impl Entry {
 
 /// Puts a change into the shard's actor. The answer comes through `caller`.
 pub(super) fn submit(shared: &Shared, shard: ShardId, entry: Entry, from: NodeId, caller: Caller) {
-    let Some(replica) = serving(shared, shard) else {
-        return caller.answer(Err(not_leader(shared, shard)));
-    };
-    let Some(permit) = replica.gauge.enter(entry.encoded.len()) else {
-        metrics::refused("busy");
-        return caller.answer(Err(Failure::Busy { what: format!("shard {shard}") }));
+    let entered = serving(shared, shard).and_then(|replica| {
+        let permit = replica.gauge.admit(entry.encoded.len(), || format!("shard {shard}"))?;
+        Ok((replica, permit))
+    });
+    let (replica, permit) = match entered {
+        Ok(entered) => entered,
+        Err(failure) => return caller.answer(Err(failure)),
     };
     let Entry { encoded: change, device, connects, frees } = entry;
     let connects = device.clone().filter(|_| connects).map(|device| (device, from));
@@ -114,17 +115,22 @@ pub(super) async fn read_here(
     request: &Request,
     deadline: Instant,
 ) -> Response {
-    let Some(replica) = serving(shared, shard) else { return Err(not_leader(shared, shard)) };
+    let replica = serving(shared, shard)?;
+    let until = |wait_ms: u32| deadline.min(Instant::now() + Duration::from_millis(wait_ms.into()));
     if let Request::Stream { from, messages_max, bytes_max, wait_ms } = request {
         let limit = PageLimit { messages: *messages_max as usize, bytes: *bytes_max as usize };
-        let wait = Duration::from_millis((*wait_ms).into());
-        let until = deadline.min(Instant::now() + wait);
-        return page(shared, shard, &replica, *from, limit, until).await;
+        let read = || stream::read(&*shared.storage, shard, *from, limit);
+        let (end, is_empty) =
+            (|now: &Growth| now.messages, |page: &StreamPage| page.messages.is_empty());
+        let page = when_grown(shared, shard, &replica, until(*wait_ms), end, read, is_empty).await;
+        return page.map(Answer::Page);
     }
     if let Request::Feedback { from, limit, wait_ms } = request {
-        let wait = Duration::from_millis((*wait_ms).into());
-        let until = deadline.min(Instant::now() + wait);
-        return feedback(shared, shard, &replica, *from, *limit as usize, until).await;
+        let read = || mailbox::feedback(&*shared.storage, shard, *from, *limit as usize);
+        let (end, is_empty) =
+            (|now: &Growth| now.feedback, |page: &FeedbackPage| page.records.is_empty());
+        let page = when_grown(shared, shard, &replica, until(*wait_ms), end, read, is_empty).await;
+        return page.map(Answer::Feedback);
     }
     if !matches!(request, Request::Device { linearizable: false, .. }) {
         replica.group.read_barrier().await.map_err(failure_of)?;
@@ -246,29 +252,29 @@ fn commands(
     Ok(Answer::Commands { commands, more })
 }
 
-/// Feedback of the shard; waits for a first record until `until`.
-async fn feedback(
+/// Reads what only grows until it `is_empty` no more, or until `until`. `end` is where it ends.
+async fn when_grown<P>(
     shared: &Shared,
     shard: ShardId,
     replica: &Replica,
-    from: Offset,
-    limit: usize,
     until: Instant,
-) -> Response {
+    end: impl Fn(&Growth) -> Offset,
+    read: impl Fn() -> Result<P, storage::Error>,
+    is_empty: impl Fn(&P) -> bool,
+) -> Result<P, Failure> {
     let mut growth = replica.growth.clone();
     let mut leadership = replica.leadership.clone();
     loop {
-        growth.mark_unchanged();
-        let page = mailbox::feedback(&*shared.storage, shard, from, limit)
-            .map_err(|error| unreadable(&replica.group, error))?;
-        if !page.records.is_empty() || Instant::now() >= until {
-            return Ok(Answer::Feedback(page));
+        // Looked up before it is read: what comes in between is no reason to wait.
+        let seen = end(&growth.borrow());
+        let page = read().map_err(|error| unreadable(&replica.group, error))?;
+        if !is_empty(&page) || Instant::now() >= until {
+            return Ok(page);
         }
         let deposed = leadership.wait_for(|now| !now.serving);
-        let seen = growth.borrow().feedback;
         tokio::select! {
             _ = deposed => return Err(not_leader(shared, shard)),
-            grown = timeout_at(until, growth.wait_for(|growth| growth.feedback > seen)) => {
+            grown = timeout_at(until, growth.wait_for(|growth| end(growth) > seen)) => {
                 if matches!(grown, Ok(Err(_))) {
                     return Err(not_leader(shared, shard));
                 }
@@ -279,36 +285,6 @@ async fn feedback(
 
 /// What one answer of a device's history may carry.
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// A page of the stream; waits for a first message until `until`.
-async fn page(
-    shared: &Shared,
-    shard: ShardId,
-    replica: &Replica,
-    from: Offset,
-    limit: PageLimit,
-    until: Instant,
-) -> Response {
-    let mut growth = replica.growth.clone();
-    let mut leadership = replica.leadership.clone();
-    loop {
-        growth.mark_unchanged();
-        let page = stream::read(&*shared.storage, shard, from, limit)
-            .map_err(|error| unreadable(&replica.group, error))?;
-        if !page.messages.is_empty() || Instant::now() >= until {
-            return Ok(Answer::Page(page));
-        }
-        let deposed = leadership.wait_for(|now| !now.serving);
-        tokio::select! {
-            _ = deposed => return Err(not_leader(shared, shard)),
-            grown = timeout_at(until, growth.changed()) => {
-                if matches!(grown, Ok(Err(_))) {
-                    return Err(not_leader(shared, shard));
-                }
-            }
-        }
-    }
-}
 
 /// A page of the stream from this node's own replica, if it has any message there.
 pub(super) fn local_page(
@@ -348,13 +324,13 @@ pub(super) async fn read_for_peer(
     caller.answer(response);
 }
 
-pub(super) fn serving(shared: &Shared, shard: ShardId) -> Option<Replica> {
-    let replica = shared.router.replica(shard)?;
-    let serving = replica.leadership.borrow().serving;
-    serving.then_some(replica)
+pub(super) fn serving(shared: &Shared, shard: ShardId) -> Result<Replica, Failure> {
+    let replica = shared.router.replica(shard);
+    let serves = |replica: &Replica| replica.leadership.borrow().serving;
+    replica.filter(serves).ok_or_else(|| not_leader(shared, shard))
 }
 
-pub(super) fn not_leader(shared: &Shared, shard: ShardId) -> Failure {
+fn not_leader(shared: &Shared, shard: ShardId) -> Failure {
     let replica = shared.router.replica(shard);
     let leader = replica.and_then(|replica| replica.leadership.borrow().leader);
     Failure::NotLeader { leader: leader.filter(|leader| *leader != shared.config.node) }

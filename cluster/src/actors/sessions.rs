@@ -187,8 +187,7 @@ impl Table {
 }
 
 fn of_shard<T>(map: &BTreeMap<Key, T>, shard: ShardId) -> impl Iterator<Item = (&DeviceId, &T)> {
-    // There is no smallest id to begin a range at.
-    let from_there = map.iter().skip_while(move |((of, _), _)| *of < shard);
+    let from_there = map.range((shard, DeviceId::smallest())..);
     let of_shard = from_there.take_while(move |((of, _), _)| *of == shard);
     of_shard.map(|((_, device), value)| (device, value))
 }

@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::addresses::{Address, Addresses, Announced, Moments};
-use super::admission::Gauge;
+use super::admission::{Gauge, Permit};
 use super::announce::Judged;
 use super::calls::Invocation;
 use super::clock::Clock;
@@ -222,16 +222,28 @@ impl ShardState {
     }
 
     fn change(&mut self, myself: &ActorRef<ShardMsg>, device: DeviceId, mut proposal: Proposal) {
+        match self.enter(myself, device, proposal.change.len()) {
+            Ok((actor, permit)) => {
+                proposal.reply.hold(permit);
+                // A message that finds no actor is dropped, and its reply says that it can be asked again.
+                drop(actor.send_message(DeviceMsg::Change(proposal)));
+            }
+            Err(failure) => proposal.reply.fail(failure),
+        }
+    }
+
+    /// A device's actor, and the right to a place in its inbox.
+    fn enter(
+        &mut self,
+        myself: &ActorRef<ShardMsg>,
+        device: DeviceId,
+        bytes: usize,
+    ) -> Result<(&ActorRef<DeviceMsg>, Permit), Failure> {
         let Some(active) = self.activate(myself, &device) else {
-            return proposal.reply.fail(Failure::Restarted { device });
+            return Err(Failure::Restarted { device });
         };
-        let Some(permit) = active.gauge.enter(proposal.change.len()) else {
-            metrics::refused("busy");
-            return proposal.reply.fail(Failure::Busy { what: format!("the inbox of {device}") });
-        };
-        proposal.reply.hold(permit);
-        // A message that finds no actor is dropped, and its reply says that it can be asked again.
-        drop(active.actor.send_message(DeviceMsg::Change(proposal)));
+        let permit = active.gauge.admit(bytes, || format!("the inbox of {device}"))?;
+        Ok((&active.actor, permit))
     }
 
     /// The actor of a device; started if there is none. It has no name: a name would cost each device a registry entry.
@@ -266,15 +278,13 @@ impl ShardState {
 
     fn invoke(&mut self, myself: &ActorRef<ShardMsg>, device: DeviceId, mut call: Invocation) {
         let address = self.address(&device);
-        let Some(active) = self.activate(myself, &device) else {
-            return call.reply.fail(Failure::Restarted { device });
-        };
-        let Some(permit) = active.gauge.enter(call.payload.len()) else {
-            metrics::refused("busy");
-            return call.reply.fail(Failure::Busy { what: format!("the inbox of {device}") });
-        };
-        call.reply.hold(permit);
-        drop(active.actor.send_message(DeviceMsg::Invoke(call, address)));
+        match self.enter(myself, device, call.payload.len()) {
+            Ok((actor, permit)) => {
+                call.reply.hold(permit);
+                drop(actor.send_message(DeviceMsg::Invoke(call, address)));
+            }
+            Err(failure) => call.reply.fail(failure),
+        }
     }
 
     fn address(&self, device: &DeviceId) -> Option<(NodeId, SessionEpoch)> {
@@ -303,9 +313,7 @@ impl ShardState {
                 // The proposer has told those who wait for it, and has counted.
                 Effect::FeedbackAppended { .. } | Effect::MailboxMoved { .. } => {}
                 Effect::EndSessions { device, live } => {
-                    let replaced = connected.iter().any(|connected| connected.device == device);
-                    let reason = if replaced { EndReason::Replaced } else { EndReason::Revoked };
-                    self.end_older(&device, live, reason);
+                    self.end_older(&device, live, &connected);
                 }
                 Effect::SendDesired { device, epoch, version, patch } => {
                     self.send_desired(myself, &device, epoch, Delivery::Desired { version, patch });
@@ -344,8 +352,11 @@ impl ShardState {
 
     /// Ends the session of a device if it is older than `live`. Sent from here, because it must not wait for an actor
     /// that is failing.
-    fn end_older(&mut self, device: &DeviceId, live: SessionEpoch, reason: EndReason) {
+    fn end_older(&mut self, device: &DeviceId, live: SessionEpoch, connected: &[Connected]) {
         if let Some(Address { node, epoch, .. }) = self.addresses.take_older(device, live) {
+            // Most connections replace none: only here it is worth a search.
+            let replaced = connected.iter().any(|connected| connected.device == *device);
+            let reason = if replaced { EndReason::Replaced } else { EndReason::Revoked };
             self.context.outbox.deliver(node, self.shard, device, epoch, Delivery::End(reason));
         }
     }

@@ -65,11 +65,15 @@ pub fn modules(group: GroupId, device: &DeviceId) -> Range<Vec<u8>> {
 
 /// The keys of all devices whose ids sort after `after`.
 pub fn devices_after(group: GroupId, after: Option<&DeviceId>) -> Range<Vec<u8>> {
-    let start = match after {
-        Some(after) => with(group, &[after.as_str().as_bytes(), &[0]]),
-        None => prefix(group).to_vec(),
-    };
-    start..with(group, &[&[MODULES]])
+    identities_after(group, after).start..with(group, &[&[MODULES]])
+}
+
+/// The keys of all devices, and then of all modules, that come after `after`.
+pub fn identities_after(group: GroupId, after: Option<&DeviceId>) -> Range<Vec<u8>> {
+    let Some(after) = after else { return all(group) };
+    let mut start = device(group, after);
+    start.push(0);
+    start..all(group).end
 }
 
 pub fn chunk(group: GroupId, first: Offset) -> Vec<u8> {

@@ -47,6 +47,16 @@ pub fn devices(
     identities(storage, keys::devices_after(group, after), limit)
 }
 
+/// Up to `limit` devices and modules after `after`: all devices first.
+pub fn identities_after(
+    storage: &dyn Storage,
+    group: GroupId,
+    after: Option<&DeviceId>,
+    limit: usize,
+) -> Result<Vec<Device>, Error> {
+    identities(storage, keys::identities_after(group, after), limit)
+}
+
 /// The modules of a device in the order of their ids.
 pub fn modules(
     storage: &dyn Storage,

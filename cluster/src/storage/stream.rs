@@ -161,11 +161,12 @@ pub fn newest_at(
     let ever = keys::history_between(group, device, LogTime::default(), LogTime::new(u64::MAX));
     let one = ScanLimit { records: 1, bytes: BYTES_AT_ONCE };
     let newest = storage.scan(Table::History, ever, Order::Descending, one)?;
-    let Some((key, _)) = newest.first() else { return Ok(None) };
-    let (at, _) = keys::history_place(key).ok_or_else(|| Error::Corrupt {
-        what: format!("history of {device}: a key is malformed"),
-    })?;
-    Ok(Some(at))
+    newest.first().map(|(key, _)| Ok(history_place(device, key)?.0)).transpose()
+}
+
+fn history_place(device: &DeviceId, key: &[u8]) -> Result<(LogTime, Offset), Error> {
+    keys::history_place(key)
+        .ok_or_else(|| Error::Corrupt { what: format!("history of {device}: a key is malformed") })
 }
 
 /// The messages of one run whose offsets are `first` or later.
@@ -178,7 +179,7 @@ fn run_messages(
 ) -> Result<Vec<StoredMessage>, Error> {
     let group = GroupId::Shard(shard);
     let corrupt = |what: &str| Error::Corrupt { what: format!("history of {device}: {what}") };
-    let (_, begin) = keys::history_place(&key).ok_or_else(|| corrupt("a key is malformed"))?;
+    let (_, begin) = history_place(device, &key)?;
     let run = record::HistoryRun::decode(value).map_err(|error| corrupt(&error.to_string()))?;
     let end = begin.plus(run.count);
     if end <= first {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use super::client::{Client, HubArguments};
 use super::credentials::{self, Condition, Credentials, WhichKeys};
 use super::output::{Form, Output, Table};
+use super::presence::Presence;
+use super::twins::NewTwin;
 use super::{Failure, json};
 
 /// What is asked for in one page of a list.
@@ -73,12 +75,8 @@ pub(super) struct Create {
     reason: String,
     #[command(flatten)]
     credentials: Credentials,
-    /// Tags of its twin: a JSON object, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON")]
-    tags: Option<String>,
-    /// Desired properties of its twin: a JSON object, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON")]
-    desired: Option<String>,
+    #[command(flatten)]
+    twin: NewTwin,
 }
 
 #[derive(Debug, Args)]
@@ -143,14 +141,14 @@ pub(super) async fn call(
 
 async fn create(arguments: Create, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
     let status = if arguments.disabled { DeviceStatus::Disabled } else { DeviceStatus::Enabled };
-    let section = |text: Option<String>| text.as_deref().map(json::object_argument).transpose();
+    let (tags, desired) = arguments.twin.sections()?;
     let request = CreateDeviceRequest {
         id: arguments.id,
         status: status.into(),
         status_reason: arguments.reason,
         authentication: arguments.credentials.authentication()?,
-        tags: section(arguments.tags)?,
-        desired: section(arguments.desired)?,
+        tags,
+        desired,
     };
     let device = client.devices().create_device(client.request(request)).await?;
     show(device.get_ref(), out)
@@ -187,13 +185,13 @@ fn print_page(devices: &[Device], out: &mut Output<'_>) -> Result<(), Failure> {
         ["ID", "STATUS", "CONNECTED", "SINCE", "LAST ACTIVITY", "AUTHENTICATION", "REASON"];
     let mut table = Table::new(&columns);
     for device in devices {
-        let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
+        let presence = Presence::from(device);
         table.row([
             device.id.as_str(),
             status_text(device),
-            &connected_text(device.connected, &device.connected_node),
-            &time(device.connection_state_updated.as_ref()),
-            &time(device.last_activity.as_ref()),
+            &presence.connected(),
+            &presence.since(),
+            &presence.last_activity(),
             credentials::kind_text(device.authentication.as_ref()),
             &device.status_reason,
         ]);
@@ -261,22 +259,11 @@ fn show(device: &Device, out: &mut Output<'_>) -> Result<(), Failure> {
     let mut table = Table::new(&["ID", &device.id]);
     table.row(["STATUS", status_text(device)]);
     table.row(["REASON", &device.status_reason]);
-    let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
-    table.row(["CONNECTED", &connected_text(device.connected, &device.connected_node)]);
-    table.row(["SINCE", &time(device.connection_state_updated.as_ref())]);
-    table.row(["LAST ACTIVITY", &time(device.last_activity.as_ref())]);
+    Presence::from(device).rows(&mut table);
     credentials::rows(device.authentication.as_ref(), &mut table);
     table.row(["ETAG", &device.etag]);
     table.row(["GENERATION", &device.generation_id]);
     out.table(&table)
-}
-
-pub(super) fn connected_text(is_connected: bool, node: &str) -> String {
-    match (is_connected, node) {
-        (false, _) => "no".to_owned(),
-        (true, "") => "yes".to_owned(),
-        (true, node) => format!("at node {node}"),
-    }
 }
 
 fn status_text(device: &Device) -> &'static str {
@@ -289,19 +276,17 @@ fn status_text(device: &Device) -> &'static str {
 
 /// By the names of Azure IoT Hub's REST API.
 pub(super) fn device_json(device: &Device) -> Value {
-    json!({
+    let mut shown = json!({
         "deviceId": device.id,
         "generationId": device.generation_id,
         "etag": device.etag,
         "status": status_text(device),
         "statusReason": device.status_reason,
         "statusUpdatedTime": json::time(device.status_updated.as_ref()),
-        "connectionState": if device.connected { "Connected" } else { "Disconnected" },
-        "connectionStateUpdatedTime": json::time(device.connection_state_updated.as_ref()),
-        "connectedNode": device.connected_node,
-        "lastActivityTime": json::time(device.last_activity.as_ref()),
         "authentication": credentials::to_json(device.authentication.as_ref()),
-    })
+    });
+    Presence::from(device).add_to(&mut shown);
+    shown
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
+use super::Failure;
 use super::output::printable;
 
 /// The first wait before a stream is opened again; each further one is twice as long, up to [`PAUSE_MAX`].
@@ -17,6 +18,25 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A hub that stays away for longer needs a person, who should hear of it.
 const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Hands over the responses of one stream, and counts how many things may still come: until there are no more, or it ends.
+pub(super) async fn follow<T>(
+    limit: Option<u64>,
+    open: impl AsyncFn() -> Result<Streaming<T>, Status>,
+    mut take: impl FnMut(T, &mut u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let reopener = Reopener::default();
+    let mut responses = open().await?;
+    let mut left = limit.unwrap_or(u64::MAX);
+    while left > 0 {
+        match responses.message().await {
+            Ok(Some(response)) => take(response, &mut left)?,
+            Ok(None) => return Ok(()),
+            Err(lost) => responses = reopener.open(lost, &open).await?,
+        }
+    }
+    Ok(())
+}
 
 /// Opens the streams of one command again. Clones say each thing once together: a command may follow hundreds of shards.
 #[derive(Debug, Clone, Default)]

@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 use super::Failure;
 use super::client::{Client, HubArguments};
 use super::credentials::Identity;
-use super::follow::Reopener;
+use super::follow::{Reopener, follow};
 use super::json::{self, Body};
 use super::output::{Form, Output, counted, json_text};
 use crate::clock;
@@ -115,29 +115,17 @@ async fn tail(arguments: Tail, client: &Client, out: &mut Output<'_>) -> Result<
         property_value: value,
     };
     let open = async || Ok(client.messages().tail(request.clone()).await?.into_inner());
-    let reopener = Reopener::default();
-    let mut responses = open().await?;
-    let mut left = arguments.limit.unwrap_or(u64::MAX);
-    loop {
-        let response = match responses.try_next().await {
-            Ok(Some(response)) => response,
-            Ok(None) => return Ok(()),
-            Err(lost) => {
-                responses = reopener.open(lost, open).await?;
-                continue;
-            }
-        };
+    follow(arguments.limit, open, |response, left| {
         if response.missed > 0 {
             print_missed(response.missed, out)?;
         }
-        for message in &response.messages {
+        for message in response.messages.iter().take(usize::try_from(*left).unwrap_or(usize::MAX)) {
             print(message, out)?;
-            left -= 1;
-            if left == 0 {
-                return Ok(());
-            }
+            *left -= 1;
         }
-    }
+        Ok(())
+    })
+    .await
 }
 
 fn print_missed(missed: u64, out: &mut Output<'_>) -> Result<(), Failure> {

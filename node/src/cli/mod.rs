@@ -24,6 +24,7 @@ mod modules;
 mod node;
 mod output;
 mod policies;
+mod presence;
 mod send_many;
 mod tokens;
 mod twins;

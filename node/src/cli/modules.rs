@@ -7,11 +7,12 @@ use drover_proto::admin::{
 };
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::client::{Client, HubArguments};
 use super::credentials::{self, Condition, Credentials, WhichKeys};
-use super::devices::connected_text;
 use super::output::{Form, Output, Table};
-use super::{Failure, json};
+use super::presence::Presence;
+use super::twins::NewTwin;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -46,12 +47,8 @@ pub(super) struct Create {
     name: Name,
     #[command(flatten)]
     credentials: Credentials,
-    /// Tags of its twin: a JSON object, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON")]
-    tags: Option<String>,
-    /// Desired properties of its twin: a JSON object, @FILE, or - for standard input.
-    #[arg(long, value_name = "JSON")]
-    desired: Option<String>,
+    #[command(flatten)]
+    twin: NewTwin,
 }
 
 #[derive(Debug, Args)]
@@ -96,13 +93,13 @@ pub(super) async fn call(
 }
 
 async fn create(arguments: Create, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
-    let section = |text: Option<String>| text.as_deref().map(json::object_argument).transpose();
+    let (tags, desired) = arguments.twin.sections()?;
     let request = CreateModuleRequest {
         device_id: arguments.name.device,
         module_id: arguments.name.module,
         authentication: arguments.credentials.authentication()?,
-        tags: section(arguments.tags)?,
-        desired: section(arguments.desired)?,
+        tags,
+        desired,
     };
     let module = client.modules().create_module(client.request(request)).await?;
     show(module.get_ref(), out)
@@ -125,11 +122,10 @@ fn print_list(modules: &[Module], out: &mut Output<'_>) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["MODULE", "CONNECTED", "SINCE", "AUTHENTICATION"]);
     for module in modules {
-        let since = module.connection_state_updated.as_ref();
         table.row([
             module.module_id.as_str(),
             if module.connected { "yes" } else { "no" },
-            &since.map(json::time_text).unwrap_or_default(),
+            &Presence::from(module).since(),
             credentials::kind_text(module.authentication.as_ref()),
         ]);
     }
@@ -173,10 +169,7 @@ fn show(module: &Module, out: &mut Output<'_>) -> Result<(), Failure> {
     }
     let mut table = Table::new(&["DEVICE", &module.device_id]);
     table.row(["MODULE", &module.module_id]);
-    let time = |time: Option<&_>| time.map(json::time_text).unwrap_or_default();
-    table.row(["CONNECTED", &connected_text(module.connected, &module.connected_node)]);
-    table.row(["SINCE", &time(module.connection_state_updated.as_ref())]);
-    table.row(["LAST ACTIVITY", &time(module.last_activity.as_ref())]);
+    Presence::from(module).rows(&mut table);
     credentials::rows(module.authentication.as_ref(), &mut table);
     table.row(["ETAG", &module.etag]);
     table.row(["GENERATION", &module.generation_id]);
@@ -185,17 +178,15 @@ fn show(module: &Module, out: &mut Output<'_>) -> Result<(), Failure> {
 
 /// By the names of Azure IoT Hub's REST API.
 fn module_json(module: &Module) -> Value {
-    json!({
+    let mut shown = json!({
         "deviceId": module.device_id,
         "moduleId": module.module_id,
         "generationId": module.generation_id,
         "etag": module.etag,
-        "connectionState": if module.connected { "Connected" } else { "Disconnected" },
-        "connectionStateUpdatedTime": json::time(module.connection_state_updated.as_ref()),
-        "connectedNode": module.connected_node,
-        "lastActivityTime": json::time(module.last_activity.as_ref()),
         "authentication": credentials::to_json(module.authentication.as_ref()),
-    })
+    });
+    Presence::from(module).add_to(&mut shown);
+    shown
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use drover_proto::admin::{GetTwinRequest, Twin, TwinSection, UpdateTwinRequest};
+use prost_types::Struct;
 use serde_json::{Value, json};
 
 use super::client::HubArguments;
@@ -55,10 +56,30 @@ pub(super) async fn call(
     show(twin.get_ref(), out)
 }
 
+/// The twin that an identity begins with.
+#[derive(Debug, Args)]
+pub(super) struct NewTwin {
+    /// Tags of its twin: a JSON object, @FILE, or - for standard input.
+    #[arg(long, value_name = "JSON")]
+    tags: Option<String>,
+    /// Desired properties of its twin: a JSON object, @FILE, or - for standard input.
+    #[arg(long, value_name = "JSON")]
+    desired: Option<String>,
+}
+
+impl NewTwin {
+    /// Tags and desired properties.
+    pub(super) fn sections(self) -> Result<(Option<Struct>, Option<Struct>), Failure> {
+        Ok((section(self.tags)?, section(self.desired)?))
+    }
+}
+
+fn section(argument: Option<String>) -> Result<Option<Struct>, Failure> {
+    argument.as_deref().map(documents::object_argument).transpose()
+}
+
 impl Change {
     fn request(self) -> Result<UpdateTwinRequest, Failure> {
-        let section =
-            |text: Option<String>| text.as_deref().map(documents::object_argument).transpose();
         Ok(UpdateTwinRequest {
             device_id: self.identity.id,
             module_id: self.identity.module,

@@ -2,12 +2,11 @@
 
 use clap::Args;
 use drover_proto::admin::{DeviceEvent, DeviceEventKind, WatchDevicesRequest};
-use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::Client;
-use super::follow::Reopener;
+use super::follow::follow;
 use super::json;
 use super::output::{Form, Output};
 
@@ -31,27 +30,17 @@ pub(super) async fn call(
 ) -> Result<(), Failure> {
     let request = WatchDevicesRequest { device_id: watch.id, module_id: watch.module };
     let open = async || Ok(client.devices().watch_devices(request.clone()).await?.into_inner());
-    let reopener = Reopener::default();
-    let mut responses = open().await?;
-    let mut left = watch.limit.unwrap_or(u64::MAX);
-    while left > 0 {
-        let response = match responses.try_next().await {
-            Ok(Some(response)) => response,
-            Ok(None) => return Ok(()),
-            Err(lost) => {
-                responses = reopener.open(lost, open).await?;
-                continue;
-            }
-        };
+    follow(watch.limit, open, |response, left| {
         if response.missed > 0 {
             print_missed(response.missed, out)?;
         }
-        for event in response.events.iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
+        for event in response.events.iter().take(usize::try_from(*left).unwrap_or(usize::MAX)) {
             print(event, out)?;
-            left -= 1;
+            *left -= 1;
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 fn print_missed(missed: u64, out: &mut Output<'_>) -> Result<(), Failure> {

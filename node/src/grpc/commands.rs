@@ -4,11 +4,11 @@ use drover_cluster::Cluster;
 use drover_cluster::core::ids::{CommandSequence, Offset, ShardId};
 use drover_proto::admin::commands_server::Commands;
 use drover_proto::admin::{
-    self, BulkError, CancelCommandRequest, CancelCommandResponse, CommitCursorRequest,
-    GetCommandRequest, ListCommandsRequest, ListCommandsResponse, ListCursorsRequest,
-    ListCursorsResponse, PurgeCommandsRequest, PurgeCommandsResponse, ReadFeedbackRequest,
-    ReadFeedbackResponse, SeekCursorRequest, SendCommandRequest, SendCommandResponse,
-    SendCommandsRequest, SendCommandsResponse, SendCommandsResult, send_commands_result,
+    self, CancelCommandRequest, CancelCommandResponse, CommitCursorRequest, GetCommandRequest,
+    ListCommandsRequest, ListCommandsResponse, ListCursorsRequest, ListCursorsResponse,
+    PurgeCommandsRequest, PurgeCommandsResponse, ReadFeedbackRequest, ReadFeedbackResponse,
+    SeekCursorRequest, SendCommandRequest, SendCommandResponse, SendCommandsRequest,
+    SendCommandsResponse, SendCommandsResult, send_commands_result,
 };
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
@@ -191,10 +191,7 @@ fn send_all(
         async move {
             let result = match send(&cluster, command?).await {
                 Ok(sent) => send_commands_result::Result::Sent(sent),
-                Err(status) => send_commands_result::Result::Error(BulkError {
-                    code: status.code().into(),
-                    message: status.message().to_owned(),
-                }),
+                Err(refused) => send_commands_result::Result::Error(status::bulk_error(&refused)),
             };
             Ok(SendCommandsResult { index, result: Some(result) })
         }

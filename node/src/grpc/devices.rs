@@ -9,7 +9,7 @@ use drover_cluster::{Cluster, Error};
 use drover_proto::admin::devices_server::Devices;
 use drover_proto::admin::{
     self, BulkCreateDevicesRequest, BulkCreateDevicesResponse, CreateDeviceRequest,
-    DeleteDeviceRequest, DeleteDeviceResponse, DeviceEvent, GetDeviceRequest, ListDevicesRequest,
+    DeleteDeviceRequest, DeleteDeviceResponse, GetDeviceRequest, ListDevicesRequest,
     ListDevicesResponse, RotateKeysRequest, UpdateDeviceRequest, WatchDevicesRequest,
     WatchDevicesResponse,
 };
@@ -141,10 +141,7 @@ impl DevicesService {
         let id = request.id.clone();
         let result = match self.create(request).await {
             Ok(device) => admin::bulk_result::Result::Device(device),
-            Err(status) => admin::bulk_result::Result::Error(admin::BulkError {
-                code: status.code().into(),
-                message: status.message().to_owned(),
-            }),
+            Err(refused) => admin::bulk_result::Result::Error(status::bulk_error(&refused)),
         };
         admin::BulkResult { id, result: Some(result) }
     }
@@ -212,19 +209,18 @@ impl Watch {
     /// The next events. Wakes up now and then to look whether the caller may still listen.
     async fn next(&mut self, guard: &Guard) -> Result<Option<WatchDevicesResponse>, Status> {
         loop {
-            let live = tokio::time::timeout(convert::RECHECK, self.live.recv()).await;
-            guard.check()?;
-            let mut response = WatchDevicesResponse::default();
-            match live {
-                Ok(Some(Live::Event(event))) => response.events.push(devices::event(event)),
-                Ok(Some(Live::Missed(count))) => response.missed = count,
-                Ok(Some(Live::Messages(_))) | Err(_) => {}
-                Ok(None) => return Ok(None),
-            }
-            let is_wanted = |of: &DeviceEvent| self.wanted.include(&of.device_id, &of.module_id);
-            response.events.retain(is_wanted);
-            if !response.events.is_empty() || response.missed > 0 {
-                return Ok(Some(response));
+            match guard.next(self.live.recv()).await? {
+                Some(Some(Live::Event(event))) => {
+                    let event = devices::event(event);
+                    if self.wanted.include(&event.device_id, &event.module_id) {
+                        return Ok(Some(WatchDevicesResponse { events: vec![event], missed: 0 }));
+                    }
+                }
+                Some(Some(Live::Missed(missed))) if missed > 0 => {
+                    return Ok(Some(WatchDevicesResponse { events: Vec::new(), missed }));
+                }
+                Some(None) => return Ok(None),
+                Some(Some(Live::Missed(_) | Live::Messages(_))) | None => {}
             }
         }
     }

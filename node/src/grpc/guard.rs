@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use drover_cluster::{Cluster, Error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
 use super::auth::Caller;
+use super::convert::RECHECK;
 use super::status;
 use crate::clock;
 
@@ -61,6 +63,13 @@ impl Guard {
             () = self.stop.cancelled() => Err(status::of(Error::Stopping)),
             next = next => next,
         }
+    }
+
+    /// What comes next, if the caller may still have it; `None` if nothing came for a while.
+    pub(crate) async fn next<T>(&self, next: impl Future<Output = T>) -> Result<Option<T>, Status> {
+        let next = timeout(RECHECK, next).await.ok();
+        self.check()?;
+        Ok(next)
     }
 
     pub(crate) fn check(&self) -> Result<(), Status> {

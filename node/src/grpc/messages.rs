@@ -15,7 +15,7 @@ use tonic::{Code, Request, Response, Status};
 use super::convert::messages::{self, Cursor, ReadHistory, ReadStream};
 use super::guard::{Guard, Readers};
 use super::reader::StreamReader;
-use super::{convert, cursors, shard_count, status};
+use super::{cursors, shard_count, status};
 use crate::bus::{Bus, Filter, Subscription};
 
 #[derive(Debug, Clone)]
@@ -125,9 +125,7 @@ async fn next_live(
     guard: &Guard,
 ) -> Result<Option<admin::TailResponse>, Status> {
     loop {
-        let response = tokio::time::timeout(convert::RECHECK, live.next()).await;
-        guard.check()?;
-        if let Ok(response) = response {
+        if let Some(response) = guard.next(live.next()).await? {
             return Ok(response);
         }
     }

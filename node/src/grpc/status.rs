@@ -20,9 +20,15 @@ use drover_cluster::core::change::Refusal;
 use drover_cluster::core::meta::MetaRefusal;
 use drover_cluster::core::method::MethodFailure;
 pub use drover_cluster::wire::Invalid;
+use drover_proto::admin::BulkError;
 use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+
+/// The status of one request among many.
+pub fn bulk_error(status: &Status) -> BulkError {
+    BulkError { code: status.code().into(), message: status.message().to_owned() }
+}
 
 /// The status of a request that was not understood.
 pub fn invalid(invalid: Invalid) -> Status {

@@ -3,7 +3,6 @@
 //! A connection takes a place until it ends or is upgraded to something else, which has places of its own. Whoever finds
 //! none is turned away at once.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +23,7 @@ use tower::Service as _;
 use tracing::debug;
 
 use crate::accept::accept_each;
-use crate::peer::Peer;
+use crate::peer::{Peer, shake_hands};
 use crate::tls::ServerTls;
 
 /// The longest head of a request. Tokens and the SDKs' user agents need two or three thousand bytes.
@@ -69,7 +67,10 @@ pub async fn serve(
         let shared = Arc::clone(&shared);
         tasks.spawn(async move {
             let _place = place;
-            if let Some((stream, peer)) = shake_hands(socket, address, &shared).await {
+            if let Some((stream, peer)) =
+                shake_hands(&shared.acceptor, socket, address, shared.limits.handshake_timeout)
+                    .await
+            {
                 answer(stream, peer, &shared).await;
             }
         });
@@ -83,27 +84,6 @@ fn offering_http1(tls: &ServerTls) -> TlsAcceptor {
     let mut config = Arc::unwrap_or_clone(tls.config());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     TlsAcceptor::from(Arc::new(config))
-}
-
-async fn shake_hands(
-    socket: TcpStream,
-    address: SocketAddr,
-    shared: &Shared,
-) -> Option<(TlsStream<TcpStream>, Peer)> {
-    match timeout(shared.limits.handshake_timeout, shared.acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => {
-            let peer = Peer::of_tls(address.ip(), stream.get_ref().1);
-            Some((stream, peer))
-        }
-        Ok(Err(error)) => {
-            debug!(%address, %error, "TLS handshake failed");
-            None
-        }
-        Err(_) => {
-            debug!(%address, "TLS handshake timed out");
-            None
-        }
-    }
 }
 
 async fn answer(stream: TlsStream<TcpStream>, peer: Peer, shared: &Shared) {

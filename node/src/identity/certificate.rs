@@ -18,6 +18,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Denied, DeviceProof, Grant, Registry, connectable};
+use crate::tls::common_name;
 
 /// SHA-1 and SHA-256 of a certificate, as lower-case hex.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,10 +103,12 @@ fn vouched_for(
     let vouching = meta.into_iter().flat_map(|meta| &meta.authorities);
     let candidates: Vec<_> =
         vouching.filter_map(|(name, authority)| candidate(name, authority, now_s)).collect();
-    let anchors: Vec<_> = candidates
+    let (candidates, anchors): (Vec<_>, Vec<_>) = candidates
         .iter()
-        .filter_map(|candidate| anchor_from_trusted_cert(&candidate.certificate).ok())
-        .collect();
+        .filter_map(|candidate| {
+            Some((candidate, anchor_from_trusted_cert(&candidate.certificate).ok()?))
+        })
+        .unzip();
     let own = EndEntityCert::try_from(own).map_err(|_| Denied::NotVouchedFor("unreadable"))?;
     let path = own
         .verify_for_usage(
@@ -118,11 +121,8 @@ fn vouched_for(
             None,
         )
         .map_err(|error| why(&error))?;
-    let signer = candidates.iter().find(|candidate| {
-        anchor_from_trusted_cert(&candidate.certificate)
-            .is_ok_and(|anchor| anchor == *path.anchor())
-    });
-    let Anchor { name, authority, until_s, .. } =
+    let signer = anchors.iter().zip(candidates).find(|(anchor, _)| *anchor == path.anchor());
+    let (_, Anchor { name, authority, until_s, .. }) =
         signer.ok_or(Denied::NotVouchedFor("unknown issuer"))?;
     let certificate = authority.certificate.clone();
     let grant = Grant::Authority { name: (*name).to_owned(), certificate };
@@ -170,13 +170,6 @@ fn until_s(certificate: &X509Certificate<'_>, now_s: u64) -> Result<u64, Denied>
     let validity = certificate.validity();
     let (from_s, until_s) = (second(validity.not_before), second(validity.not_after));
     if (from_s..until_s).contains(&now_s) { Ok(until_s) } else { Err(Denied::Expired) }
-}
-
-/// The common name, if there is exactly one: of two it would be chance which one counts.
-fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
-    let mut names = certificate.subject().iter_common_name();
-    let name = names.next()?.as_str().ok()?;
-    names.next().is_none().then_some(name)
 }
 
 /// Why a certificate cannot be registered, or proves nothing.

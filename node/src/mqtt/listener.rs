@@ -24,7 +24,7 @@ use super::config::Config;
 use super::connection::{self, Shared};
 use super::metrics::Meters;
 use crate::accept::accept_each;
-use crate::peer::Peer;
+use crate::peer::{Peer, shake_hands};
 use crate::tls::ServerTls;
 
 /// All MQTT listeners of a node. Cheap to clone.
@@ -151,19 +151,10 @@ async fn over_tls(
     half_open: OwnedSemaphorePermit,
 ) {
     // Boxed, so that an open connection does not carry the room that its handshake took.
-    let handshake = Box::pin(timeout(shared.config.handshake_timeout, acceptor.accept(socket)));
-    match handshake.await {
-        Ok(Ok(stream)) => {
-            let peer = Peer::of_tls(address.ip(), stream.get_ref().1);
-            connection::run(stream, peer, shared, half_open).await;
-        }
-        Ok(Err(error)) => {
-            debug!(%address, %error, "TLS handshake failed");
-            Meters::closed(CloseReason::HandshakeFailed);
-        }
-        Err(_) => {
-            debug!(%address, "TLS handshake timed out");
-            Meters::closed(CloseReason::HandshakeFailed);
-        }
-    }
+    let handshake =
+        Box::pin(shake_hands(&acceptor, socket, address, shared.config.handshake_timeout)).await;
+    let Some((stream, peer)) = handshake else {
+        return Meters::closed(CloseReason::HandshakeFailed);
+    };
+    connection::run(stream, peer, shared, half_open).await;
 }

@@ -34,9 +34,9 @@ pub(super) struct RunningNode {
     certificates: Certificates,
     mqtt: mqtt::Server,
     https: JoinHandle<()>,
-    https_stop: CancellationToken,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
-    grpc_stop: CancellationToken,
+    /// Ends both.
+    stop: CancellationToken,
 }
 
 impl RunningNode {
@@ -63,15 +63,9 @@ impl RunningNode {
                 tokio::spawn(async move { server.serve(listener, transport).await });
             }
         }
-        let https_stop = CancellationToken::new();
-        let https = serve_https(
-            sockets.https,
-            certificates.server.clone(),
-            &mqtt,
-            config,
-            https_stop.clone(),
-        );
-        let grpc_stop = CancellationToken::new();
+        let stop = CancellationToken::new();
+        let https =
+            serve_https(sockets.https, certificates.server.clone(), &mqtt, config, stop.clone());
         let api = grpc::Api {
             cluster: cluster.clone(),
             bus: Bus::start(cluster.live()),
@@ -83,9 +77,9 @@ impl RunningNode {
             clients: certificates.clients.clone(),
         };
         let limits = grpc_limits(&config.limits);
-        let serving = grpc::serve(sockets.grpc, Some(tls), api, limits, grpc_stop.clone());
+        let serving = grpc::serve(sockets.grpc, Some(tls), api, limits, stop.clone());
         let grpc = tokio::spawn(serving);
-        Ok(Self { cluster, certificates, mqtt, https, https_stop, grpc, grpc_stop })
+        Ok(Self { cluster, certificates, mqtt, https, grpc, stop })
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
@@ -105,8 +99,7 @@ impl RunningNode {
     /// Protocols first, so that nobody is served by half a node.
     pub(super) async fn stop(self, within: Duration) {
         let deadline = Instant::now() + within;
-        self.grpc_stop.cancel();
-        self.https_stop.cancel();
+        self.stop.cancel();
         self.mqtt.stop(within / 2).await;
         if timeout_at(deadline - within / 4, self.https).await.is_err() {
             warn!("some requests to the HTTPS port did not end in time");

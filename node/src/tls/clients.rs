@@ -12,6 +12,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use x509_parser::certificate::X509Certificate;
 
 use super::{Error, read_certificates};
 
@@ -69,9 +70,14 @@ fn verifier(file: &Path) -> Result<Arc<dyn ClientCertVerifier>, Error> {
 fn named_by(certificate: &CertificateDer<'_>) -> Option<Proven> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let until_s = certificate.validity().not_after.timestamp().try_into().ok()?;
+    Some(Proven { common_name: common_name(&certificate)?.into(), until_s })
+}
+
+/// The common name, if there is exactly one: of two it would be chance which one counts.
+pub(crate) fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
     let mut names = certificate.subject().iter_common_name();
-    let common_name = names.next()?.as_str().ok()?.into();
-    names.next().is_none().then_some(Proven { common_name, until_s })
+    let name = names.next()?.as_str().ok()?;
+    names.next().is_none().then_some(name)
 }
 
 #[cfg(test)]
