@@ -1,7 +1,6 @@
 //! Commands: how long one takes from being sent to its device and to its completion, many with one call, mailboxes that fill.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -10,12 +9,13 @@ use anyhow::{Context as _, ensure};
 use drover_proto::admin::read_feedback_request::From as ReadFrom;
 use drover_proto::admin::send_commands_result::Result as Sent;
 use drover_proto::admin::{
-    Acknowledgement, ReadFeedbackRequest, SendCommandRequest, SendCommandsRequest,
+    Acknowledgement, BulkError, ReadFeedbackRequest, SendCommandRequest, SendCommandsRequest,
 };
-use futures::{Stream, stream};
+use futures::stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use super::recipients::{Recipients, Taken, all_taken, body};
 use super::report::{Report, Tally};
@@ -26,6 +26,11 @@ use crate::nodes::backend::Backend;
 const TOGETHER: usize = 100;
 /// Mailboxes that one call fills together, each a command at a time. Few, so that the end of the time is kept.
 const GROUP: usize = 10;
+/// Calls that fill at a node side by side: while one ends, the other keeps the node busy.
+const CALLS_A_NODE: usize = 2;
+/// An outage is over by then, or the cluster is not well.
+const RESEND_MAX: Duration = Duration::from_secs(60);
+const RESEND_PAUSE: Duration = Duration::from_millis(100);
 /// Commands and endings that wait for a task.
 const QUEUE_MAX: usize = 4096;
 
@@ -162,17 +167,11 @@ pub async fn fan_out(
     recipients: &mut Recipients,
     count: usize,
 ) -> anyhow::Result<FanOut> {
-    let numbers: Vec<usize> = (0..count).collect();
-    let requests: Vec<_> = numbers
-        .chunks(TOGETHER)
-        .map(|chunk| SendCommandsRequest {
-            commands: chunk.iter().map(|number| command(fleet, *number, *number as u64)).collect(),
-        })
-        .collect();
+    let commands = (0..count).map(|number| command(fleet, number, number as u64)).collect();
     let start = Instant::now();
     let call = async {
-        let queued = send_many(backend, stream::iter(requests)).await?;
-        ensure!(queued == count, "only {queued} of {count} were queued");
+        let again = send_many(backend, commands).await?;
+        ensure!(again.is_empty(), "{} of {count} were not queued", again.len());
         Ok(start.elapsed())
     };
     let (queued, taken) = tokio::try_join!(call, all_taken(&mut recipients.taken, count))?;
@@ -181,51 +180,95 @@ pub async fn fan_out(
     Ok(FanOut { queued, taken: *last - start })
 }
 
-/// Fills the mailboxes of the devices 0 to `devices` to `depth`, a call at each node, until all are full or the time is up.
-/// Answers how many mailboxes are full; none is left half full.
+/// Fills the mailboxes of the devices 0 to `devices` to `depth`, some calls at each node, until all are full or the time is
+/// up. Answers how many mailboxes are full; none is left half full.
+///
+/// What was not queued for a passing reason, or perhaps was, is sent again: message ids make that harmless.
 pub async fn fill(
     fleet: &Fleet,
     backends: &[Backend],
     devices: usize,
     depth: usize,
     until: Instant,
-) -> anyhow::Result<usize> {
-    let next = Arc::new(AtomicUsize::new(0));
-    let calls = backends.iter().map(async |backend| {
-        let (next, fleet) = (Arc::clone(&next), fleet.clone());
-        let groups = std::iter::from_fn(move || {
+) -> anyhow::Result<Filled> {
+    let next = AtomicUsize::new(0);
+    let again = AtomicUsize::new(0);
+    let calls = (0..backends.len() * CALLS_A_NODE).map(async |call| {
+        let backend = &backends[call % backends.len()];
+        let mut full = 0;
+        loop {
             let first = next.fetch_add(GROUP, Ordering::Relaxed);
             let group = first..(first + GROUP).min(devices);
-            (first < devices && Instant::now() < until).then_some(group)
-        });
-        let requests = groups.flat_map(move |group| {
-            let fleet = fleet.clone();
-            (0..depth as u64).map(move |number| SendCommandsRequest {
-                commands: group.clone().map(|device| command(&fleet, device, number)).collect(),
-            })
-        });
-        send_many(backend, stream::iter(requests)).await
+            if group.is_empty() || Instant::now() >= until {
+                return anyhow::Ok(full);
+            }
+            full += group.len();
+            let numbers = (0..depth as u64)
+                .flat_map(|number| group.clone().map(move |device| command(fleet, device, number)));
+            again.fetch_add(send_all(backend, numbers.collect()).await?, Ordering::Relaxed);
+        }
     });
-    let queued: usize = futures::future::try_join_all(calls).await?.into_iter().sum();
-    Ok(queued / depth)
+    let mailboxes = futures::future::try_join_all(calls).await?.into_iter().sum();
+    Ok(Filled { mailboxes, again: again.into_inner() })
 }
 
-/// Sends with one call; answers how many were queued. A refusal is an error.
+/// What became of mailboxes that were filled.
+#[derive(Debug)]
+pub struct Filled {
+    pub mailboxes: usize,
+    /// Commands that were sent again because it was not known whether they had been queued.
+    pub again: usize,
+}
+
+/// Sends until all are queued, with as many calls as that takes. Answers how many were sent again.
+async fn send_all(
+    backend: &Backend,
+    mut commands: Vec<SendCommandRequest>,
+) -> anyhow::Result<usize> {
+    let (begun, mut again) = (Instant::now(), 0);
+    loop {
+        let sent = send_many(backend, commands).await?;
+        if sent.is_empty() {
+            return Ok(again);
+        }
+        ensure!(begun.elapsed() < RESEND_MAX, "{} commands are refused for ever", sent.len());
+        again += sent.len();
+        commands = sent;
+        sleep(RESEND_PAUSE).await;
+    }
+}
+
+/// Sends with one call; answers what should be sent again. A refusal that will not pass is an error.
 async fn send_many(
     backend: &Backend,
-    requests: impl Stream<Item = SendCommandsRequest> + Send + 'static,
-) -> anyhow::Result<usize> {
-    let mut answers = backend.commands.clone().send_commands(requests).await?.into_inner();
-    let mut queued = 0;
+    commands: Vec<SendCommandRequest>,
+) -> anyhow::Result<Vec<SendCommandRequest>> {
+    let chunks: Vec<_> = commands
+        .chunks(TOGETHER)
+        .map(|chunk| SendCommandsRequest { commands: chunk.to_vec() })
+        .collect();
+    let mut answers =
+        backend.commands.clone().send_commands(stream::iter(chunks)).await?.into_inner();
+    let (mut again, mut answered) = (Vec::new(), 0);
     while let Some(answer) = answers.message().await? {
         for result in answer.results {
+            answered += 1;
             match result.result {
-                Some(Sent::Sent(_)) => queued += 1,
+                Some(Sent::Sent(_)) => {}
+                Some(Sent::Error(error)) if is_passing(&error) => {
+                    again.push(commands[result.index as usize].clone());
+                }
                 refused => anyhow::bail!("command {} was not queued: {refused:?}", result.index),
             }
         }
     }
-    Ok(queued)
+    ensure!(answered == commands.len(), "{answered} of {} were answered", commands.len());
+    Ok(again)
+}
+
+/// Whether the same command can be sent again, with success if the cluster is well.
+fn is_passing(error: &BulkError) -> bool {
+    matches!(Code::from(error.code), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded)
 }
 
 fn command(fleet: &Fleet, device: usize, number: u64) -> SendCommandRequest {

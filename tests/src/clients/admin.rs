@@ -19,9 +19,9 @@ use drover_proto::admin::twins_client::TwinsClient;
 use drover_proto::admin::{
     Acknowledgement, Authentication, Command, CreateAuthorityRequest, CreateDeviceRequest,
     CreateModuleRequest, Feedback, GetCommandRequest, GetStatusRequest, GetTwinRequest,
-    InitializeRequest, InvokeMethodRequest, InvokeMethodResponse, Member, Message, Permission,
-    ReadFeedbackRequest, ReadStreamRequest, SendCommandRequest, SendCommandResponse, Twin,
-    UpdateTwinRequest, VerifyAuthorityRequest,
+    InitializeRequest, InvokeMethodRequest, InvokeMethodResponse, ListCommandsRequest, Member,
+    Message, Permission, ReadFeedbackRequest, ReadStreamRequest, SendCommandRequest,
+    SendCommandResponse, Twin, UpdateTwinRequest, VerifyAuthorityRequest,
 };
 use serde_json::Value;
 use tonic::metadata::MetadataValue;
@@ -292,6 +292,13 @@ impl Admin {
         let (device_id, module_id) = names(device);
         let request = GetCommandRequest { device_id, module_id, message_id: id.to_owned() };
         Ok(self.commands.clone().get_command(request).await?.into_inner())
+    }
+
+    /// The first page of a mailbox, without bodies.
+    pub async fn mailbox(&self, device: &str) -> Result<Vec<Command>, Status> {
+        let (device_id, module_id) = names(device);
+        let request = ListCommandsRequest { device_id, module_id, ..Default::default() };
+        Ok(self.commands.clone().list_commands(request).await?.into_inner().commands)
     }
 
     /// All feedback about a device, by its shard's offsets.

@@ -259,3 +259,27 @@ async fn one_call_sends_to_many_devices_and_answers_for_each() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn one_call_to_many_devices_outlives_a_node() -> Result<()> {
+    let mut nodes = Nodes::start(3).await?;
+    let devices: Vec<_> = (0..60).map(|number| format!("valve-{number}")).collect();
+    for device in &devices {
+        nodes.admin(0)?.create_device(device).await?;
+    }
+    let file = nodes.folder().join("devices");
+    std::fs::write(&file, devices.join("\n"))?;
+    let file = file.display().to_string();
+    let mut command = Command::new(program()?);
+    command.args(["commands", "send-many", &file, "open"]).args(nodes.cli_arguments(1)?);
+    nodes.kill(0)?;
+    let output = programs::output(&mut command).await?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8(output.stdout)?.trim(), "60 queued");
+    for device in &devices {
+        let mailbox = async || anyhow::Ok(nodes.admin(1)?.mailbox(device).await?);
+        let mailbox = until_ok(device, mailbox).await;
+        assert_eq!(mailbox.len(), 1, "{device} has it once");
+    }
+    Ok(())
+}
