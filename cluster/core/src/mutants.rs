@@ -24,16 +24,31 @@ pub enum Mutation {
     SupersededStays,
     /// A command that has expired expires again (P3).
     ExpiresTwice,
+    /// Raft is told that entries are durable before they are (P1).
+    CommitBeforeFsync,
+    /// A leader reads without asking whether it still is one (P2).
+    ReadWithoutBarrier,
+    /// A replica takes the time from its own clock and not from the entry (P2, P3).
+    LocalClock,
+    /// What one change ends is put down in the order of a hash (P3).
+    HashOrder,
+    /// A snapshot leaves the mailboxes out (P3).
+    SnapshotWithoutMailbox,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::AcknowledgeBeforeCommit,
         Self::NoEpochCheck,
         Self::AppliedIndexOutsideBatch,
         Self::CompletedAgain,
         Self::SupersededStays,
         Self::ExpiresTwice,
+        Self::CommitBeforeFsync,
+        Self::ReadWithoutBarrier,
+        Self::LocalClock,
+        Self::HashOrder,
+        Self::SnapshotWithoutMailbox,
     ];
 
     pub fn name(self) -> &'static str {
@@ -44,6 +59,11 @@ impl Mutation {
             Self::CompletedAgain => "completed-again",
             Self::SupersededStays => "superseded-stays",
             Self::ExpiresTwice => "expires-twice",
+            Self::CommitBeforeFsync => "commit-before-fsync",
+            Self::ReadWithoutBarrier => "read-without-barrier",
+            Self::LocalClock => "local-clock",
+            Self::HashOrder => "hash-order",
+            Self::SnapshotWithoutMailbox => "snapshot-without-mailbox",
         }
     }
 }

@@ -269,6 +269,9 @@ impl Cluster {
             if replica.leadership.borrow().leader.is_none() {
                 return Err(format!("shard {shard} has no leader"));
             }
+            if self.shared.groups.is_cut_off(GroupId::Shard(*shard)) {
+                return Err(format!("shard {shard} is led by nodes that are out of reach"));
+            }
         }
         Ok(())
     }

@@ -3,6 +3,10 @@
 //! A request is repeated only while it is certain that nothing was proposed, nor a device called: nobody leads, the node that was asked does
 //! not lead, or it could not be reached. Once a change is under way, a lost leader or a missing answer means an unknown
 //! outcome, and the caller decides. Reads are repeated after any loss. All of it counts against one deadline.
+//!
+//! Nobody waits for a node that cannot answer any more: a leader that was cut off says nothing, so what it was asked is given
+//! up when the replica here hears of another one, and whatever this node cannot reach is refused at once, because whoever
+//! asks can ask elsewhere.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -29,6 +33,8 @@ use crate::wire::request::{Answer, Failure, Request, Response, decode_response, 
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Shorter than an election, so that a new leader is found soon after it was elected.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// A leader that hands over, and can still speak, answers within this time what it was asked before.
+const LAST_WORD_MAX: Duration = Duration::from_millis(250);
 
 /// A replica of a shard on this node, with its actor.
 #[derive(Debug, Clone)]
@@ -142,15 +148,29 @@ impl Router {
         let mut encoded = None;
         let mut pause = PAUSE_MIN;
         for attempt in 0.. {
-            let result = match self.target_of(group, attempt) {
-                Target::Unknown => Attempt::Again,
-                Target::Here => match timeout_at(deadline, here()).await {
-                    Ok(response) => Attempt::Answered(response),
-                    Err(_) => Attempt::Lost(Error::Timeout),
-                },
-                Target::Node(node) => {
-                    let encoded = encoded.get_or_insert_with(|| encode_request(request)).clone();
-                    self.ask_peer(node, group, encoded, deadline).await
+            if self.groups.is_cut_off(group) {
+                break;
+            }
+            let target = self.target_of(group, attempt);
+            let asking = async {
+                match target {
+                    Target::Unknown => Attempt::Again,
+                    Target::Here => match timeout_at(deadline, here()).await {
+                        Ok(response) => Attempt::Answered(response),
+                        Err(_) => Attempt::Lost(Error::Timeout),
+                    },
+                    Target::Node(node) => {
+                        let encoded = encoded.get_or_insert_with(|| encode_request(request));
+                        self.ask_peer(node, group, encoded.clone(), deadline).await
+                    }
+                }
+            };
+            let result = tokio::select! {
+                biased;
+                result = asking => result,
+                () = self.in_vain(group, target) => {
+                    self.learn(group, None);
+                    Attempt::Lost(Error::LeaderLost { group })
                 }
             };
             match result {
@@ -197,6 +217,31 @@ impl Router {
                 Attempt::Lost(Error::LeaderLost { group })
             }
             Err(CallError::Timeout { .. }) => Attempt::Lost(Error::Timeout),
+        }
+    }
+
+    /// Returns when no answer is to be expected any more.
+    async fn in_vain(&self, group: GroupId, asked: Target) {
+        let Target::Node(node) = asked else {
+            return self.groups.until_cut_off(group).await;
+        };
+        tokio::select! {
+            () = self.groups.until_cut_off(group) => {}
+            () = self.deposed(group, node) => {}
+        }
+    }
+
+    /// Returns when the replica here has heard of a leader other than `node`, and that has had its time for a last word: what
+    /// it was asked it cannot commit any more.
+    async fn deposed(&self, group: GroupId, node: NodeId) {
+        let Some(group) = self.groups.get(group) else { return std::future::pending().await };
+        let mut leadership = group.leadership();
+        let is_other = |now: &Leadership| now.leader.is_some_and(|leader| leader != node);
+        if leadership.wait_for(is_other).await.is_err() {
+            return std::future::pending().await;
+        }
+        if self.peers.silence(node).is_some_and(|silence| silence < LAST_WORD_MAX) {
+            tokio::time::sleep(LAST_WORD_MAX).await;
         }
     }
 

@@ -14,6 +14,7 @@ use drover_core::device::Device;
 use drover_core::feedback::FeedbackPage;
 use drover_core::ids::{CommandSequence, DeviceId, GroupId, NodeId, Offset, ShardId};
 use drover_core::message::StreamPage;
+use drover_core::mutants::{Mutation, is_planted};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -132,7 +133,8 @@ pub(super) async fn read_here(
         let page = when_grown(shared, shard, &replica, until(*wait_ms), end, read, is_empty).await;
         return page.map(Answer::Feedback);
     }
-    if !matches!(request, Request::Device { linearizable: false, .. }) {
+    let needs_barrier = !matches!(request, Request::Device { linearizable: false, .. });
+    if needs_barrier && !is_planted(Mutation::ReadWithoutBarrier) {
         replica.group.read_barrier().await.map_err(failure_of)?;
     }
     read(shared, shard, request).map_err(|error| unreadable(&replica.group, error))?

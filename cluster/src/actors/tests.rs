@@ -4,6 +4,7 @@ mod commands;
 mod gate;
 mod methods;
 mod modules;
+mod partition;
 mod presence;
 
 use std::collections::BTreeMap;

@@ -1,14 +1,16 @@
-//! Elections that begin before the time-out: when the process of a leader dies, its connections break at once.
+//! Elections that begin before the time-out: when the process of a leader dies, its connections break at once, and when it is
+//! cut off or stopped, nothing comes from it any more.
 //!
-//! That is a hint and no proof, so nothing here weakens Raft: a replica waits until the leader's lease must have run
+//! Both are hints and no proofs, so nothing here weakens Raft: a replica waits until the leader's lease must have run
 //! out, and then asks for pre-votes, which those who still hear the leader refuse. Without the hint it would wait for the
 //! lease and for a random election time-out on top.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use drover_core::ids::{GroupId, NodeId};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::sleep;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::Leadership;
 use super::group::Group;
@@ -19,21 +21,52 @@ use super::groups::Groups;
 const STAGGER: Duration = Duration::from_millis(60);
 /// The lease runs from when a heartbeat was taken up, which may be a little after the connection broke.
 const MARGIN: Duration = Duration::from_millis(10);
+/// How often to look for nodes that have fallen silent; small beside the lease.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Listens for broken connections, as long as the node runs.
+/// Acts on broken connections and on silence, as long as the node runs.
 pub(super) async fn watch(groups: Groups) {
     let mut losses = groups.peers().losses();
+    let mut hints = BTreeMap::new();
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        match losses.recv().await {
-            Ok(node) => stand_for_groups_of(&groups, node),
-            // The time-outs of the groups are still there.
-            Err(RecvError::Lagged(_)) => {}
-            Err(RecvError::Closed) => return,
+        tokio::select! {
+            lost = losses.recv() => match lost {
+                Ok(node) => {
+                    hints.insert(node, Instant::now());
+                    stand_for_groups_of(&groups, node, Duration::ZERO);
+                }
+                // The time-outs of the groups are still there.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            },
+            _ = looks.tick() => {
+                for (node, silence) in fallen_silent(&groups, &mut hints) {
+                    stand_for_groups_of(&groups, node, silence);
+                }
+            }
         }
     }
 }
 
-fn stand_for_groups_of(groups: &Groups, lost: NodeId) {
+/// Nodes that have been silent for a lease, and for how long: each once in a silence, and not if its connection broke in it.
+/// To stand a second time would disturb the first.
+fn fallen_silent(
+    groups: &Groups,
+    hints: &mut BTreeMap<NodeId, Instant>,
+) -> Vec<(NodeId, Duration)> {
+    let lease = Duration::from_millis(groups.timing(GroupId::Meta).election_max_ms);
+    let mut silent = groups.peers().silent(lease);
+    silent.retain(|(node, silence)| hints.get(node).is_none_or(|hint| hint.elapsed() > *silence));
+    for (node, _) in &silent {
+        hints.insert(*node, Instant::now());
+    }
+    silent
+}
+
+/// `since`: for how long its leases have been running out.
+fn stand_for_groups_of(groups: &Groups, lost: NodeId, since: Duration) {
     for group in groups.watch().borrow().values() {
         let leadership = *group.leadership().borrow();
         if leadership.leader != Some(lost) {
@@ -41,7 +74,8 @@ fn stand_for_groups_of(groups: &Groups, lost: NodeId) {
         }
         let Some(turn) = turn(groups, group, lost) else { continue };
         let lease = Duration::from_millis(groups.timing(group.id()).election_max_ms);
-        tokio::spawn(stand(group.clone(), leadership, lease + MARGIN + STAGGER * turn));
+        let delay = (lease + MARGIN).saturating_sub(since) + STAGGER * turn;
+        tokio::spawn(stand(group.clone(), leadership, delay));
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId, Offset};
 use openraft::ReadPolicy;
 use openraft::ServerState;
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use tokio::sync::{oneshot, watch};
@@ -164,6 +165,16 @@ impl Group {
                 .filter_map(|(node, id)| Some((*node, id.as_ref()?.index)))
                 .collect(),
         }
+    }
+
+    /// On the leader: for how long no quorum has confirmed that it leads. `None` elsewhere, before the first confirmation, and
+    /// where this node is the only voter.
+    pub(super) fn quorum_silence(&self) -> Option<Duration> {
+        let watched = self.inner.raft.metrics();
+        let now = watched.borrow_watched();
+        let is_alone = now.membership_config.membership().voter_ids().count() <= 1;
+        let confirmed = now.last_quorum_acked.filter(|_| !is_alone)?;
+        Some(confirmed.elapsed())
     }
 
     /// Hands the leadership to another replica. Writes are refused until it has taken over, or has failed to.

@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use super::group::{Group, Raft};
 use super::log_store::LogStore;
 use super::peers::{Peers, Replica};
+use super::reach::CutOff;
 use super::runtime::Runtime;
 use super::state_machine::StateMachine;
 use super::transport::Transport;
 use super::types::PeerNode;
-use super::{Error, Response, balance, bootstrap, election, lag};
+use super::{Error, Response, balance, bootstrap, election, lag, reach};
 use crate::metrics;
 use crate::storage::{self, Storage};
 use crate::wire::record;
@@ -99,6 +100,7 @@ struct Inner {
     /// Published by the state machine of the meta group, from the start on.
     meta: OnceLock<watch::Receiver<Option<Arc<Meta>>>>,
     fatal: watch::Sender<Option<String>>,
+    cut_off: watch::Receiver<CutOff>,
     stopping: CancellationToken,
 }
 
@@ -116,6 +118,7 @@ impl Groups {
         storage: Arc<dyn Storage>,
         peers: Peers,
     ) -> Result<Self, Error> {
+        let (published, cut_off) = watch::channel(CutOff::default());
         let inner = Inner {
             config,
             storage,
@@ -124,11 +127,13 @@ impl Groups {
             problems: Mutex::new(BTreeMap::new()),
             meta: OnceLock::new(),
             fatal: watch::channel(None).0,
+            cut_off,
             stopping: CancellationToken::new(),
         };
         let groups = Self { inner: Arc::new(inner) };
         groups.start_group(GroupId::Meta).await?;
         groups.spawn(election::watch(groups.clone()));
+        groups.spawn(reach::watch(groups.clone(), published));
         groups.spawn(balance::run(groups.clone()));
         groups.spawn(lag::run(groups.clone()));
         groups.spawn(groups.clone().follow_meta());
@@ -188,6 +193,20 @@ impl Groups {
     /// Something once the store has failed: this process must end.
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {
         self.inner.fatal.subscribe()
+    }
+
+    /// Whether this node can do nothing for the group, because it does not reach those whom it would have to ask.
+    pub fn is_cut_off(&self, group: GroupId) -> bool {
+        self.inner.cut_off.borrow().contains(&group)
+    }
+
+    /// Returns when that is so.
+    pub async fn until_cut_off(&self, group: GroupId) {
+        let mut cut_off = self.inner.cut_off.clone();
+        if cut_off.wait_for(|now| now.contains(&group)).await.is_err() {
+            // The node stops: whoever waits hears that from others.
+            std::future::pending::<()>().await;
+        }
     }
 
     pub async fn stop(&self) {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use drover_core::ids::GroupId;
+use drover_core::mutants::{Mutation, is_planted};
 use futures::Stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -375,6 +376,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             log.cuts
         };
+        if is_planted(Mutation::CommitBeforeFsync) {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         let inner = Arc::clone(&self.inner);
         self.inner.storage.sync(Box::new(move |result| {
             if result.is_ok() {

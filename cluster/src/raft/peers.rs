@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::group::Raft;
+use super::heard::Heard;
 use super::link::{self, Link};
 use super::network::PeerNetwork;
 use super::serve;
@@ -123,6 +124,7 @@ impl Peers {
             incoming,
             losses: broadcast::channel(LOSSES_MAX).0,
             events_wanted: AtomicBool::new(false),
+            heard: Heard::default(),
             random: Mutex::new(match config.seed {
                 Some(seed) => SmallRng::seed_from_u64(seed),
                 None => SmallRng::from_os_rng(),
@@ -144,6 +146,7 @@ impl Peers {
         for node in gone {
             members.stop(node);
             members.removed.insert(node);
+            self.shared.heard.forget(node);
         }
         for (node, address) in addresses {
             let known = members.by_id.get(&node).map(|member| &member.address);
@@ -218,6 +221,12 @@ impl Peers {
         self.shared.link(node).is_ok_and(|link| link.is_up())
     }
 
+    /// For how long nothing has come from a node; `None` if nothing ever has in this life of the process. A leader is heard
+    /// with each heartbeat, any member with the beats of the layers above.
+    pub fn silence(&self, node: NodeId) -> Option<Duration> {
+        self.shared.heard.silence(node)
+    }
+
     /// Ends all connections; nothing is answered any more.
     pub fn stop(&self) {
         self.shared.stopping.cancel();
@@ -231,6 +240,11 @@ impl Peers {
     /// Nodes to which the connection broke, as it happens.
     pub(super) fn losses(&self) -> broadcast::Receiver<NodeId> {
         self.shared.losses.subscribe()
+    }
+
+    /// Nodes that have been silent for `least` or longer, and for how long.
+    pub(super) fn silent(&self, least: Duration) -> Vec<(NodeId, Duration)> {
+        self.shared.heard.silent(least)
     }
 
     /// Messages for this group go to this replica from now on.
@@ -296,6 +310,7 @@ pub(super) struct Shared {
     pub(super) network: Arc<dyn PeerNetwork>,
     pub(super) incoming: mpsc::Sender<Incoming>,
     pub(super) stopping: CancellationToken,
+    pub(super) heard: Heard,
     cluster_id: Mutex<Option<String>>,
     members: Mutex<Members>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,

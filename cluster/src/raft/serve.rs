@@ -144,7 +144,10 @@ impl Exchange {
                     }
                 }
                 frame = frames.message(), if running.len() < RUNNING_MAX => match frame {
-                    Ok(Some(frame)) => self.begin_all(frame, &mut running).await,
+                    Ok(Some(frame)) => {
+                        self.shared.heard.note(self.from);
+                        self.begin_all(frame, &mut running).await;
+                    }
                     Ok(None) | Err(_) => break,
                 },
             }

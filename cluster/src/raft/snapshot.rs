@@ -7,6 +7,7 @@
 use std::fmt;
 
 use drover_core::ids::GroupId;
+use drover_core::mutants::{Mutation, is_planted};
 use tokio::sync::mpsc;
 
 use crate::storage::{Chunk, Error, Import, Storage, Table};
@@ -68,6 +69,9 @@ impl Incoming {
 
     pub fn add(&mut self, chunk: Chunk) -> Result<(), Error> {
         self.checksum.add(&chunk);
+        if chunk.table == Table::Mailbox && is_planted(Mutation::SnapshotWithoutMailbox) {
+            return Ok(());
+        }
         self.import.add(chunk)
     }
 

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::Response;
 use super::chunk::{self, ChunkBuilder, Origin};
 use super::mail;
+use super::mutant;
 use super::position::Position;
 use super::snapshot::{CHUNK_BYTES, Outgoing, SnapshotData};
 use super::types::{LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -136,7 +137,10 @@ impl StateMachine {
     }
 
     fn apply_batch(&mut self, batch: Batch) -> Result<Response, Error> {
-        let at = self.stream.advance(batch.at);
+        let mut at = self.stream.advance(batch.at);
+        if is_planted(Mutation::LocalClock) {
+            at = mutant::local_time(at);
+        }
         let mut chunk = ChunkBuilder::new(self.stream.next, at);
         let mut outcomes = Vec::with_capacity(batch.changes.len());
         let mut effects = Vec::new();
@@ -181,7 +185,10 @@ impl StateMachine {
         let loaded = self.records.load(id, change, at)?;
         let feedback_from = self.stream.feedback.next;
         let origin = loaded.records.device.as_ref().map(|device| Origin::new(device, change));
-        let applied = apply_device(&mut loaded.records, &mut self.stream, id, change, at);
+        let mut applied = apply_device(&mut loaded.records, &mut self.stream, id, change, at);
+        if is_planted(Mutation::HashOrder) {
+            mutant::order_by_hash(&mut applied.feedback);
+        }
         loaded.device_changed |= applied.device_touched;
         loaded.twin_changed |= applied.twin_touched;
         let owner = loaded.records.owner.take().filter(|_| applied.owner_touched);

@@ -1,10 +1,11 @@
-//! A network that can be cut: a node behind a closed gate reaches nobody and is reached by nobody.
+//! A network that can be cut: a node behind a closed gate reaches nobody and is reached by nobody. It learns that at once if
+//! the gate is closed, and never if it is silent.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
 
 use drover_core::ids::NodeId;
 use futures::future::BoxFuture;
@@ -18,21 +19,55 @@ use crate::raft::network::{PeerIo, PeerNetwork, PlainNetwork, ProvenPeer};
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
     network: Arc<PlainNetwork>,
-    is_closed: Arc<AtomicBool>,
+    passage: Arc<Mutex<Passage>>,
+}
+
+#[derive(Debug, Default)]
+struct Passage {
+    state: State,
+    /// Who waits for a silent gate to open.
+    waiting: Vec<Waker>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    Closed,
+    Silent,
 }
 
 impl Gate {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { network: Arc::new(PlainNetwork::new(listener)), is_closed: Arc::default() }
+        Self { network: Arc::new(PlainNetwork::new(listener)), passage: Arc::default() }
     }
 
+    /// Connections break.
     pub(super) fn set_closed(&self, is_closed: bool) {
-        self.is_closed.store(is_closed, Ordering::SeqCst);
+        self.set(if is_closed { State::Closed } else { State::Open });
     }
 
-    fn check(&self) -> io::Result<()> {
-        let is_closed = self.is_closed.load(Ordering::SeqCst);
-        if is_closed { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    /// Connections stay, and nothing comes or goes over them.
+    pub(super) fn set_silent(&self, is_silent: bool) {
+        self.set(if is_silent { State::Silent } else { State::Open });
+    }
+
+    fn set(&self, state: State) {
+        let mut passage = self.passage.lock().expect("nobody panics with it in hand");
+        passage.state = state;
+        passage.waiting.drain(..).for_each(Waker::wake);
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut passage = self.passage.lock().expect("nobody panics with it in hand");
+        match passage.state {
+            State::Open => Poll::Ready(Ok(())),
+            State::Closed => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            State::Silent => {
+                passage.waiting.push(cx.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 
     fn behind(&self, io: PeerIo) -> PeerIo {
@@ -44,7 +79,7 @@ impl PeerNetwork for Gate {
     fn connect(&self, node: NodeId, address: &str) -> BoxFuture<'static, io::Result<PeerIo>> {
         let (gate, connecting) = (self.clone(), self.network.connect(node, address));
         Box::pin(async move {
-            gate.check()?;
+            poll_fn(|cx| gate.poll(cx)).await?;
             connecting.await.map(|io| gate.behind(io))
         })
     }
@@ -67,7 +102,7 @@ impl AsyncRead for Gated {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.gate.check()?;
+        ready!(self.gate.poll(cx))?;
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
@@ -78,7 +113,7 @@ impl AsyncWrite for Gated {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.gate.check()?;
+        ready!(self.gate.poll(cx))?;
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
