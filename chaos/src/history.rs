@@ -21,8 +21,18 @@ pub struct DeviceHistory {
     pub twin_reads: Vec<TwinRead>,
     /// Connections that were accepted.
     pub connections: u32,
+    /// Where they were, in order. Only devices that do nothing but send put it down.
+    pub homes: Vec<Home>,
     /// What the device itself saw to be wrong.
     pub complaints: Vec<String>,
+}
+
+/// A connection that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Home {
+    /// Counted from 1.
+    pub node: u32,
+    pub from_ms: u64,
 }
 
 /// One PUBLISH on the wire. A message that is sent again is another transmission of the same sequence number.

@@ -23,6 +23,7 @@ use tokio::signal::ctrl_c;
 const PREFIX: &str = "drover-chaos-run-";
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Run {
     /// Draws the run. Default: a new one, which is printed.
     #[arg(long)]
@@ -40,6 +41,15 @@ pub(super) struct Run {
     /// Run with one seed after the other until one fails or this is interrupted.
     #[arg(long)]
     until_stopped: bool,
+    /// One fault at a time and none left out: for the times of failovers.
+    #[arg(long)]
+    single: bool,
+    /// Disks forget what they said was synced. The run must find that: it fails if all seems well.
+    #[arg(long)]
+    lying_disks: bool,
+    /// Do without namespaces, as where this is not root: proxies stand between the nodes.
+    #[arg(long)]
+    userspace: bool,
     #[arg(long)]
     json: bool,
     /// The process that made the namespaces, one of which this one runs in.
@@ -56,6 +66,10 @@ impl Run {
             return self.here(&plan, Ok(lab)).await;
         }
         remove_stale().await?;
+        if let Some(reason) = disk::obstacle().filter(|_| self.lying_disks) {
+            eprintln!("LEFT OUT   disks that lie: {reason}");
+            return Ok(());
+        }
         loop {
             let seed = self.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
             self.once(seed).await?;
@@ -73,11 +87,15 @@ impl Run {
         } else {
             self.nemesis.clone()
         };
-        Plan::new(seed, Duration::from_secs(seconds), nemeses)
+        let plan = Plan::new(seed, Duration::from_secs(seconds), nemeses);
+        Plan { is_single: self.single, has_lying_disks: self.lying_disks, ..plan }
     }
 
     async fn once(&self, seed: u64) -> anyhow::Result<()> {
         let plan = self.plan(seed);
+        if self.userspace {
+            return self.here(&plan, Err("--userspace".to_owned())).await;
+        }
         match lab::obstacle().await {
             Some(reason) => self.here(&plan, Err(reason)).await,
             None => self.inside(&plan).await,
@@ -96,6 +114,12 @@ impl Run {
             std::fs::write(folder.join("report.html"), page::html(&report))?;
         }
         super::print(&report, &report, self.json)?;
+        if self.lying_disks {
+            let is_found = report.verdict == Verdict::Invalid;
+            ensure!(is_found, "disks that lie were not found out: {:?}", report.verdict);
+            eprintln!("found out, as it must be: on disks that lie no promise holds");
+            return Ok(());
+        }
         ensure!(report.verdict == Verdict::Valid, "the run did not pass: {:?}", report.verdict);
         Ok(())
     }
@@ -131,9 +155,9 @@ impl Run {
         if let Some(report) = &self.report {
             command.arg("--report").arg(report);
         }
-        if self.json {
-            command.arg("--json");
-        }
+        let flags =
+            [("--json", self.json), ("--single", self.single), ("--lying-disks", self.lying_disks)];
+        command.args(flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag));
         let mut child = command.spawn().context("starting this program once more")?;
         // Waiting for the child would close its input, which tells it that nobody watches any more.
         let watched = child.stdin.take();

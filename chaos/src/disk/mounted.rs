@@ -70,6 +70,12 @@ impl Disk {
         self.shared.alter(|state| state.behaviour = behaviour);
     }
 
+    /// From now on the disk says that it has synced, whatever else it does, and has not: a check that finds nothing wrong
+    /// with a program on such a disk cannot find one that forgets to sync.
+    pub fn lie(&self) {
+        self.shared.alter(|state| state.lies = true);
+    }
+
     /// Drops what was not synced; the disk behaves well again. Whoever had files open on it must be dead.
     pub fn lose_power(&self, kept: Kept) -> io::Result<Loss> {
         self.shared.alter(|state| {

@@ -87,6 +87,22 @@ fn a_program_finds_after_a_power_loss_exactly_what_it_synced() {
 }
 
 #[test]
+fn a_disk_that_lies_forgets_what_it_said_was_synced() {
+    let Some((_folder, disk)) = mounted() else { return };
+    let path = disk.mountpoint().join("log");
+    let mut log = File::create(&path).unwrap();
+    log.write_all(b"before|").unwrap();
+    log.sync_all().unwrap();
+    sync_folder(disk.mountpoint());
+    disk.lie();
+    log.write_all(b"after").unwrap();
+    log.sync_all().expect("it says that all is well");
+    drop(log);
+    disk.lose_power(Kept::Nothing).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"before|");
+}
+
+#[test]
 fn without_faults_it_is_a_file_system_like_any_other() {
     let Some((_folder, disk)) = mounted() else { return };
     let other = tempfile::tempdir().unwrap();

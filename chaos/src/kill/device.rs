@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::plan::Plan;
 use crate::fleet::Fleet;
-use crate::history::{DeviceHistory, PATCH_SLOTS, PatchAttempt, Transmission, TwinRead};
+use crate::history::{DeviceHistory, Home, PATCH_SLOTS, PatchAttempt, Transmission, TwinRead};
 use crate::mqtt::codec::{Packet, put_publish};
 use crate::mqtt::link::Link;
 
@@ -92,9 +92,11 @@ impl Device {
 
     async fn connect(&mut self, address: usize) -> anyhow::Result<Link> {
         let addresses = &self.fleet.addresses;
-        let address = addresses[address % addresses.len()];
+        let home = address % addresses.len();
+        let address = addresses[home];
         let link = timeout(CONNECT_TIMEOUT, self.fleet.connect_to(self.number, address)).await??;
         self.history.connections += 1;
+        self.history.homes.push(Home { node: home as u32 + 1, from_ms: self.now_ms() });
         Ok(link)
     }
 

@@ -25,7 +25,7 @@ pub use talk::UnderWay;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use drover_core::ids::{DeviceId, ShardCount, ShardId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -41,7 +41,7 @@ use failover::Failover;
 use plan::Plan;
 use recipient::LOCK_MAX;
 use report::{Findings, Report};
-use talk::Talk;
+use talk::{Talk, Talked};
 
 /// After the last heal, devices have this long to get every answer that they wait for.
 const HEAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +54,8 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let mut nodes = Nodes::start(&Shape { nodes: plan.nodes, shards: plan.shards }).await?;
     let kill = async |nodes: &mut Nodes, begin| faults::run(plan, nodes, begin).await;
     let (kills, driven) = drive(plan, &mut nodes, kill).await?;
+    let kills = kills?;
+    ensure!(driven.unfinished.is_empty(), "{}", driven.unfinished.join("\n"));
     let times: Vec<u64> = kills.iter().map(|kill| kill.at_ms).collect();
     let findings = Findings {
         failover: Failover::measure(&kills, &driven.senders),
@@ -65,6 +67,7 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
 }
 
 /// What the devices and those who talk to them did, and what the checks say of it.
+#[derive(Default)]
 pub struct Driven {
     /// Devices that only send.
     pub senders: Vec<DeviceHistory>,
@@ -75,6 +78,9 @@ pub struct Driven {
     pub under_way: UnderWay,
     /// How far all groups' terms have grown together.
     pub terms: u64,
+    /// What kept the cluster, or its clients, from coming to an end. If there is anything, the promises are not checked:
+    /// nobody can say what was kept.
+    pub unfinished: Vec<String>,
 }
 
 /// Lets the devices of `plan` work while `faults` happen, and checks the promises when they are over. What `faults` did it
@@ -82,42 +88,43 @@ pub struct Driven {
 pub async fn drive<F>(
     plan: &Plan,
     nodes: &mut Nodes,
-    faults: impl AsyncFnOnce(&mut Nodes, Instant) -> anyhow::Result<F>,
+    faults: impl AsyncFnOnce(&mut Nodes, Instant) -> F,
 ) -> anyhow::Result<(F, Driven)> {
     let clock = Clock::start();
-    let mut devices = Devices::start(plan, nodes, clock).await?;
-    let before = nodes.admin().status().await?;
+    let devices = Devices::start(plan, nodes, clock).await?;
+    let before = faults::terms(&nodes.admin().status().await?);
     let faults = faults(nodes, clock.begin()).await;
-    let led = nodes.until_led(HEAL_TIMEOUT).await;
-    let after = nodes.admin().status().await?;
-    let mut talked = devices.talk.finish().await?;
-    if Duration::from_millis(plan.skew_ms) >= LOCK_MAX {
-        talked.allow_relocking();
+    let mut driven = devices.finish(plan, nodes).await;
+    if let Some(after) = driven.note(nodes.admin().status().await) {
+        driven.terms = faults::terms(&after).saturating_sub(before);
     }
-    devices.stop.send(true).context("every device has ended before it was told to")?;
-    let senders = finish(&mut devices.senders).await?;
-    let faults = faults?;
-    led?;
-    nodes.check_alive()?;
-    let histories = [senders.clone(), talked.telemetry.clone()].concat();
-    let kept = readback::read(nodes, plan.shards, &histories).await?;
-    let mut telemetry = p1_telemetry::check(&histories, &kept.streams);
+    Ok((faults, driven))
+}
+
+impl Driven {
+    /// What could not be done is put down, and the run goes on to its end.
+    fn note<T>(&mut self, outcome: anyhow::Result<T>) -> Option<T> {
+        outcome.map_err(|error| self.unfinished.push(format!("{error:#}"))).ok()
+    }
+}
+
+/// What all promises say of what clients saw and of what the cluster kept.
+async fn check(
+    plan: &Plan,
+    nodes: &Nodes,
+    histories: &[DeviceHistory],
+    talked: &Talked,
+) -> anyhow::Result<Checked> {
+    let kept = readback::read(nodes, plan.shards, histories).await?;
+    let mut telemetry = p1_telemetry::check(histories, &kept.streams);
     telemetry.violations.extend(kept.violations);
     let terms = Terms { deliveries_max: DELIVERIES_MAX, skew_ms: plan.skew_ms };
-    let checked = Checked {
+    Ok(Checked {
         telemetry,
-        twins: p2_twin::check(&histories, &kept.twins),
+        twins: p2_twin::check(histories, &kept.twins),
         commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, terms),
         methods: p4_methods::check(&talked.calls),
-    };
-    let driven = Driven {
-        checked,
-        under_way: talked.under_way(),
-        terms: faults::terms(&after).saturating_sub(faults::terms(&before)),
-        senders,
-        histories,
-    };
-    Ok((faults, driven))
+    })
 }
 
 /// All devices of a run.
@@ -141,6 +148,29 @@ impl Devices {
         let senders = start_senders(plan, senders, clock.begin(), &stopped)?;
         let talk = Talk::start(plan, &recipients, nodes.admin(), clock)?;
         Ok(Self { senders, stop, talk })
+    }
+
+    /// Faults are over: waits until everybody has the answers that they wait for, and checks the promises.
+    async fn finish(mut self, plan: &Plan, nodes: &mut Nodes) -> Driven {
+        let mut driven = Driven::default();
+        driven.note(nodes.until_led(HEAL_TIMEOUT).await);
+        let talked = driven.note(self.talk.finish().await);
+        let told = self.stop.send(true);
+        driven.note(told.context("every device has ended before it was told to"));
+        let senders = driven.note(finish(&mut self.senders).await);
+        driven.note(nodes.check_alive());
+        let mut talked = talked.unwrap_or_default();
+        if Duration::from_millis(plan.skew_ms) >= LOCK_MAX {
+            talked.allow_relocking();
+        }
+        driven.under_way = talked.under_way();
+        driven.senders = senders.unwrap_or_default();
+        driven.histories = [driven.senders.clone(), talked.telemetry.clone()].concat();
+        if driven.unfinished.is_empty() {
+            let checked = check(plan, nodes, &driven.histories, &talked).await;
+            driven.checked = driven.note(checked).unwrap_or_default();
+        }
+        driven
     }
 }
 

@@ -1,9 +1,11 @@
 //! A TCP proxy that delays, slows, freezes and cuts, for machines on which nobody may touch the network.
 //!
-//! It stands before one listener. Each direction has a task of its own that reads only what it may pass on, so the sender
+//! It stands before one listener and treats those who come from different places differently, as a network would. Each direction has a task of its own that reads only what it may pass on, so the sender
 //! feels the pressure that a slow network would put on it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -39,30 +41,60 @@ pub struct Passage {
     pub is_cut: bool,
 }
 
+/// Says which source has connected from an address; connections of nobody are not let in.
+pub type Who = Arc<dyn Fn(SocketAddr) -> Option<usize> + Send + Sync>;
+
 /// A running proxy; it ends when this is dropped.
 pub struct Proxy {
     address: SocketAddr,
-    passage: watch::Sender<Passage>,
+    sources: Vec<Source>,
     accepting: JoinHandle<()>,
 }
 
+/// What those who come from one place meet.
+#[derive(Clone)]
+struct Source {
+    passage: watch::Sender<Passage>,
+    met: Arc<Met>,
+}
+
+/// How often connections, and bytes that were there, were held up.
+#[derive(Default)]
+struct Met {
+    to_listener: AtomicU64,
+    from_listener: AtomicU64,
+}
+
 impl Proxy {
-    /// Listens at `at` (port 0: a free one) for those who want to reach `listener`.
-    pub async fn start(at: SocketAddr, listener: SocketAddr) -> anyhow::Result<Self> {
+    /// Listens at `at` (port 0: a free one) for those who want to reach `listener`, which come from `sources` places.
+    pub async fn start(
+        at: SocketAddr,
+        listener: SocketAddr,
+        sources: usize,
+        who: Who,
+    ) -> anyhow::Result<Self> {
         let socket = TcpListener::bind(at).await.with_context(|| format!("listening at {at}"))?;
         let address = socket.local_addr()?;
-        let (passage, seen) = watch::channel(Passage::default());
-        let accepting = tokio::spawn(accept(socket, listener, seen));
-        Ok(Self { address, passage, accepting })
+        let source = || Source { passage: watch::Sender::default(), met: Arc::default() };
+        let sources: Vec<Source> = std::iter::repeat_with(source).take(sources).collect();
+        let accepting = tokio::spawn(accept(socket, listener, sources.clone(), who));
+        Ok(Self { address, sources, accepting })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on; for connections that stand, too.
-    pub fn set(&self, passage: Passage) {
-        self.passage.send_replace(passage);
+    /// Changes what happens to those from `source`, from now on; for connections that stand, too.
+    pub fn alter(&self, source: usize, change: impl FnOnce(&mut Passage)) {
+        self.sources[source].passage.send_modify(change);
+    }
+
+    /// How often those from `source` were held up on their way in, and on the way back, since this was asked last.
+    pub fn take_met(&self, source: usize) -> (u64, u64) {
+        let met = &self.sources[source].met;
+        let take = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
+        (take(&met.to_listener), take(&met.from_listener))
     }
 }
 
@@ -72,7 +104,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(socket: TcpListener, listener: SocketAddr, passage: watch::Receiver<Passage>) {
+async fn accept(socket: TcpListener, listener: SocketAddr, sources: Vec<Source>, who: Who) {
     let mut connections = JoinSet::new();
     loop {
         while connections.len() >= CONNECTIONS_MAX {
@@ -80,8 +112,12 @@ async fn accept(socket: TcpListener, listener: SocketAddr, passage: watch::Recei
         }
         tokio::select! {
             accepted = socket.accept() => match accepted {
-                Ok((inbound, _)) => {
-                    connections.spawn(connect(inbound, listener, passage.clone()));
+                Ok((inbound, client)) => {
+                    if let Some(source) = who(client).and_then(|source| sources.get(source)) {
+                        connections.spawn(connect(inbound, listener, source.clone()));
+                    } else {
+                        tracing::debug!(%client, "nobody whom the proxy knows");
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "accepting"),
             },
@@ -90,9 +126,10 @@ async fn accept(socket: TcpListener, listener: SocketAddr, passage: watch::Recei
     }
 }
 
-async fn connect(inbound: TcpStream, listener: SocketAddr, passage: watch::Receiver<Passage>) {
-    let mut cut = passage.clone();
+async fn connect(inbound: TcpStream, listener: SocketAddr, source: Source) {
+    let mut cut = source.passage.subscribe();
     if cut.borrow().is_cut {
+        source.met.to_listener.fetch_add(1, Ordering::Relaxed);
         return;
     }
     let Ok(outbound) = TcpStream::connect(listener).await else { return };
@@ -100,10 +137,15 @@ async fn connect(inbound: TcpStream, listener: SocketAddr, passage: watch::Recei
         return;
     }
     let ((from, to), (back_from, back_to)) = (inbound.into_split(), outbound.into_split());
-    let there = carry(from, back_to, passage.clone(), |passage| passage.to_listener);
-    let back = carry(back_from, to, passage, |passage| passage.from_listener);
+    let (in_met, out_met) = (&source.met.to_listener, &source.met.from_listener);
+    let there =
+        carry(from, back_to, source.passage.subscribe(), |passage| passage.to_listener, in_met);
+    let back =
+        carry(back_from, to, source.passage.subscribe(), |passage| passage.from_listener, out_met);
     tokio::select! {
-        _ = cut.wait_for(|passage| passage.is_cut) => {}
+        _ = cut.wait_for(|passage| passage.is_cut) => {
+            source.met.to_listener.fetch_add(1, Ordering::Relaxed);
+        }
         _ = async { tokio::join!(there, back) } => {}
     }
 }
@@ -114,9 +156,16 @@ async fn carry(
     mut to: OwnedWriteHalf,
     mut passage: watch::Receiver<Passage>,
     way: fn(&Passage) -> Way,
+    met: &AtomicU64,
 ) {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
+        if from.readable().await.is_err() {
+            return;
+        }
+        if way(&passage.borrow()).is_frozen {
+            met.fetch_add(1, Ordering::Relaxed);
+        }
         if passage.wait_for(|passage| !way(passage).is_frozen).await.is_err() {
             return;
         }
@@ -124,6 +173,7 @@ async fn carry(
         let Ok(read @ 1..) = from.read(&mut chunk[..size]).await else { break };
         let now = way(&passage.borrow());
         let transmission = now.bytes_per_second.map_or(Duration::ZERO, |rate| {
+            met.fetch_add(1, Ordering::Relaxed);
             Duration::from_secs_f64(read as f64 / f64::from(rate.max(1)))
         });
         sleep(now.delay + transmission).await;
@@ -170,7 +220,7 @@ mod tests {
     }
 
     async fn proxied() -> (Proxy, TcpStream) {
-        let proxy = Proxy::start(ANY, echo().await).await.unwrap();
+        let proxy = Proxy::start(ANY, echo().await, 2, Arc::new(|_| Some(0))).await.unwrap();
         let stream = TcpStream::connect(proxy.address()).await.unwrap();
         (proxy, stream)
     }
@@ -193,7 +243,7 @@ mod tests {
         let delayed = |ms| Way { delay: Duration::from_millis(ms), ..Way::default() };
         let passage =
             Passage { to_listener: delayed(60), from_listener: delayed(90), is_cut: false };
-        proxy.set(passage);
+        proxy.alter(0, |now| *now = passage);
         assert!(round_trip(&mut stream, 100).await >= Duration::from_millis(150));
     }
 
@@ -201,7 +251,7 @@ mod tests {
     async fn a_rate_holds_over_many_chunks() {
         let (proxy, mut stream) = proxied().await;
         let slow = Way { bytes_per_second: Some(200_000), ..Way::default() };
-        proxy.set(Passage { to_listener: slow, ..Passage::default() });
+        proxy.alter(0, |now| now.to_listener = slow);
         assert!(round_trip(&mut stream, 60_000).await >= Duration::from_millis(250));
     }
 
@@ -210,10 +260,11 @@ mod tests {
         let (proxy, mut stream) = proxied().await;
         round_trip(&mut stream, 1).await;
         let frozen = Way { is_frozen: true, ..Way::default() };
-        proxy.set(Passage { from_listener: frozen, ..Passage::default() });
+        proxy.alter(0, |now| now.from_listener = frozen);
         let waiting = timeout(Duration::from_millis(150), round_trip(&mut stream, 5)).await;
         assert!(waiting.is_err(), "it must wait");
-        proxy.set(Passage::default());
+        assert_eq!(proxy.take_met(0), (0, 1));
+        proxy.alter(0, |now| *now = Passage::default());
         let mut back = [0; 5];
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(back, [7; 5]);
@@ -223,12 +274,27 @@ mod tests {
     async fn a_cut_ends_connections_and_refuses_new_ones_until_it_heals() {
         let (proxy, mut stream) = proxied().await;
         round_trip(&mut stream, 1).await;
-        proxy.set(Passage { is_cut: true, ..Passage::default() });
+        proxy.alter(0, |now| now.is_cut = true);
         assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
         let mut refused = TcpStream::connect(proxy.address()).await.unwrap();
         assert!(matches!(refused.read(&mut [0]).await, Ok(0) | Err(_)));
-        proxy.set(Passage::default());
+        proxy.alter(0, |now| now.is_cut = false);
         let mut healed = TcpStream::connect(proxy.address()).await.unwrap();
         round_trip(&mut healed, 1).await;
+    }
+
+    #[tokio::test]
+    async fn what_befalls_one_source_does_not_befall_another() {
+        let (proxy, mut stream) = proxied().await;
+        proxy.alter(1, |now| now.is_cut = true);
+        round_trip(&mut stream, 1).await;
+        assert_eq!(proxy.take_met(1), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_not_known_is_not_let_in() {
+        let proxy = Proxy::start(ANY, echo().await, 1, Arc::new(|_| None)).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use toml::{Table, Value, toml};
 
-use super::Place;
 use super::authority::Authority;
+use super::{Front, Place};
 use crate::ports;
 
 /// Written by a node that has not been initialized; it proves that whoever initializes it may read its disk.
@@ -28,6 +28,8 @@ struct Addresses {
     admin: SocketAddr,
     http: SocketAddr,
     peer: SocketAddr,
+    /// Where the others connect to reach `peer`.
+    shown: SocketAddr,
 }
 
 impl Layout {
@@ -39,6 +41,7 @@ impl Layout {
             let at = |which: usize| {
                 SocketAddr::new(place.address.unwrap_or(ports[which].ip()), ports[which].port())
             };
+            let front = place.front.unwrap_or(Front { listener: at(4), shown: at(4) });
             let home = folder.join(format!("node-{}", node + 1));
             Addresses {
                 data: place.data.clone().unwrap_or_else(|| home.join("data")),
@@ -47,7 +50,8 @@ impl Layout {
                 admin: at(2),
                 // Without TLS or login: it stays on the node's own loopback.
                 http: ports[3],
-                peer: at(4),
+                peer: front.listener,
+                shown: front.shown,
             }
         });
         let hub = Authority::new("chaos hub")?;
@@ -98,7 +102,7 @@ impl Layout {
     }
 
     pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(|node| node.peer).collect()
+        self.nodes.iter().map(|node| node.shown).collect()
     }
 
     /// What the first node wrote when it started.
@@ -170,7 +174,7 @@ impl Layout {
         let peer = |(node, own): (usize, &Addresses)| {
             let mut table = Table::new();
             table.insert("number".to_owned(), Value::from(node as i64 + 1));
-            table.insert("peer_address".to_owned(), Value::from(own.peer.to_string()));
+            table.insert("peer_address".to_owned(), Value::from(own.shown.to_string()));
             table.insert("admin_address".to_owned(), Value::from(own.admin.to_string()));
             Value::Table(table)
         };

@@ -51,6 +51,16 @@ pub struct Place {
     /// What stands before its command.
     pub wrapper: Vec<String>,
     pub environment: Vec<(String, String)>,
+    pub front: Option<Front>,
+}
+
+/// Something that stands before a node's peer listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Front {
+    /// Where the node listens.
+    pub listener: SocketAddr,
+    /// Where the others are told that it does.
+    pub shown: SocketAddr,
 }
 
 /// A running cluster. Its processes end and its data goes when this is dropped.

@@ -1,6 +1,5 @@
 //! Does each fault to a node and undoes it, and says by what it is known to have been there.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use drover_proto::admin::ClusterStatus;
@@ -10,11 +9,10 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::nemesis::Nemesis;
+use super::network::{Cut, Network};
 use super::plan::{CLOCK_JUMP_S, Draw};
 use super::site::Site;
 use crate::disk::{Behaviour, Kept, Sync};
-use crate::net::lab::Lab;
-use crate::net::rules::{Rate, Rule};
 use crate::nodes::Nodes;
 
 /// A node whose disk failed a sync must have ended by then.
@@ -110,17 +108,16 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
         }
         Nemesis::SlowNet => {
             let kilobits_per_second = random.random_range(1_000..4_000);
-            let rate = Rate { kilobits_per_second, latency_ms: 400 };
-            site.lab()?.throttle(node, Some(rate)).await?;
+            site.network().throttle(node, Some(kilobits_per_second)).await?;
             Ok(Seen::of(0, format!("{kilobits_per_second} kbit/s")))
         }
-        Nemesis::Partition => Links::of(site, nodes, node)?.cut_all(Rule::Drop).await,
-        Nemesis::Reset => Links::of(site, nodes, node)?.cut_all(Rule::Reset).await,
-        Nemesis::OneWay => Links::of(site, nodes, node)?.cut_one_way(random.random()).await,
-        Nemesis::Bridge => Links::of(site, nodes, node)?.cut_one(&mut random).await,
+        Nemesis::Partition => Links::of(site, nodes, node).cut_all(Cut::Silence).await,
+        Nemesis::Reset => Links::of(site, nodes, node).cut_all(Cut::Reset).await,
+        Nemesis::OneWay => Links::of(site, nodes, node).cut_one_way(random.random()).await,
+        Nemesis::Bridge => Links::of(site, nodes, node).cut_one(&mut random).await,
         Nemesis::Loss => {
             let percent = random.random_range(5..30);
-            site.lab()?.suffer(node, &[Rule::Lose(percent)]).await?;
+            site.network().lose(node, percent).await?;
             Ok(Seen::of(0, format!("{percent} %")))
         }
         Nemesis::Clock => {
@@ -166,10 +163,10 @@ pub(super) async fn heal(
             }
             behave_well(site, node, |counters| counters.failed_syncs)?;
         }
-        Nemesis::SlowNet => seen.evidence = site.lab()?.throttle(node, None).await?,
+        Nemesis::SlowNet => seen.evidence = site.network().throttle(node, None).await?,
         Nemesis::Partition | Nemesis::OneWay | Nemesis::Bridge | Nemesis::Reset | Nemesis::Loss => {
             for node in 0..nodes.count() {
-                seen.evidence += site.lab()?.suffer(node, &[]).await?;
+                seen.evidence += site.network().cut(node, &[], Cut::Silence).await?;
             }
         }
         Nemesis::Clock => site.set_clock(node, 0)?,
@@ -243,58 +240,48 @@ async fn ends(nodes: &mut Nodes, node: usize) -> anyhow::Result<bool> {
 
 /// The links of one node.
 struct Links<'a> {
-    lab: &'a Lab,
+    network: &'a Network,
     victim: usize,
     others: Vec<usize>,
 }
 
 impl<'a> Links<'a> {
-    fn of(site: &'a Site, nodes: &Nodes, victim: usize) -> anyhow::Result<Self> {
+    fn of(site: &'a Site, nodes: &Nodes, victim: usize) -> Self {
         let others = (0..nodes.count()).filter(|node| *node != victim).collect();
-        Ok(Self { lab: site.lab()?, victim, others })
+        Self { network: site.network(), victim, others }
     }
 
-    /// Nothing that `sources` send reaches `node`.
-    async fn cut(&self, node: usize, sources: &[usize], rule: Cut) -> anyhow::Result<()> {
-        let rules: Vec<Rule> =
-            sources.iter().map(|source| rule(self.lab.address(*source))).collect();
-        self.lab.suffer(node, &rules).await.map(drop)
+    async fn deafen(&self, cut: Cut) -> anyhow::Result<()> {
+        self.network.cut(self.victim, &self.others, cut).await.map(drop)
     }
 
-    async fn deafen(&self, rule: Cut) -> anyhow::Result<()> {
-        self.cut(self.victim, &self.others, rule).await
-    }
-
-    async fn mute(&self, rule: Cut) -> anyhow::Result<()> {
+    async fn mute(&self, cut: Cut) -> anyhow::Result<()> {
         for other in &self.others {
-            self.cut(*other, &[self.victim], rule).await?;
+            self.network.cut(*other, &[self.victim], cut).await?;
         }
         Ok(())
     }
 
-    async fn cut_all(&self, rule: Cut) -> anyhow::Result<Seen> {
-        self.deafen(rule).await?;
-        self.mute(rule).await?;
+    async fn cut_all(&self, cut: Cut) -> anyhow::Result<Seen> {
+        self.deafen(cut).await?;
+        self.mute(cut).await?;
         Ok(Seen::of(0, format!("node {} and the others", self.victim + 1)))
     }
 
     async fn cut_one_way(&self, is_deaf: bool) -> anyhow::Result<Seen> {
         let node = self.victim + 1;
         if is_deaf {
-            self.deafen(Rule::Drop).await?;
+            self.deafen(Cut::Silence).await?;
             return Ok(Seen::of(0, format!("node {node} hears nobody")));
         }
-        self.mute(Rule::Drop).await?;
+        self.mute(Cut::Silence).await?;
         Ok(Seen::of(0, format!("nobody hears node {node}")))
     }
 
     async fn cut_one(&self, random: &mut StdRng) -> anyhow::Result<Seen> {
         let other = self.others[random.random_range(0..self.others.len())];
-        self.cut(self.victim, &[other], Rule::Drop).await?;
-        self.cut(other, &[self.victim], Rule::Drop).await?;
+        self.network.cut(self.victim, &[other], Cut::Silence).await?;
+        self.network.cut(other, &[self.victim], Cut::Silence).await?;
         Ok(Seen::of(0, format!("nodes {} and {}", self.victim + 1, other + 1)))
     }
 }
-
-/// What happens to packets from an address.
-type Cut = fn(Ipv4Addr) -> Rule;

@@ -2,13 +2,15 @@
 //!
 //! [`nemesis`] names the faults, [`plan`] draws a timetable of them, [`site`] is the nodes with what surrounds them, and
 //! [`fault`] does each thing to them and undoes it. The workload and its checks are those of the kill test
-//! ([`crate::kill`]). [`timeline`] and [`outage`] measure what devices felt, [`report`] judges, [`page`] draws.
+//! ([`crate::kill`]). [`timeline`], [`around`] and [`outage`] measure what devices felt, [`report`] judges, [`page`] draws.
 //!
 //! Processes on a real machine do not repeat themselves to the letter: the same seed gives the same faults at the same
 //! times and the same devices, not the same interleaving.
 
+mod around;
 mod fault;
 pub mod nemesis;
+mod network;
 mod outage;
 pub mod page;
 pub mod plan;
@@ -26,13 +28,15 @@ use crate::kill;
 use crate::kill::report::Verdict;
 use crate::net::lab::Lab;
 use crate::nodes::Nodes;
-use fault::Fault;
-use plan::{Period, Plan};
+use fault::{Fault, Seen};
+use plan::{Draw, Period, Plan};
 use report::Report;
 use site::Site;
 
 /// After a period's faults have ended, the cluster has this long until every shard is led and every node answers.
 const HEAL_TIMEOUT: Duration = Duration::from_mins(1);
+/// A nemesis that has hit nothing when the time is over gets so many more turns. One that never can would make a run endless.
+const MORE_TURNS_MAX: u64 = 3;
 
 /// Runs the plan on a cluster of its own, each node in its namespace of `lab`, or without any for the reason given. What the
 /// nodes said goes to the folder `logs` if the run does not pass.
@@ -41,15 +45,19 @@ pub async fn run(
     lab: Result<Lab, String>,
     logs: Option<&Path>,
 ) -> anyhow::Result<Report> {
-    let (site, left_out) = Site::prepare(plan, lab)?;
+    let (site, left_out) = Site::prepare(plan, lab).await?;
     let mut plan = plan.clone();
     plan.nemeses.retain(|nemesis| !left_out.iter().any(|left| left.nemesis == *nemesis));
     let mut nodes = Nodes::start_at(site.places(), plan.workload.shards).await?;
+    if plan.has_lying_disks {
+        site.lie();
+    }
     let driven = kill::drive(&plan.workload, &mut nodes, async |nodes, begin| {
-        let faults = apply(&plan, &site, nodes, begin).await;
+        let mut faults = Vec::new();
+        let applied = apply(&plan, &site, nodes, begin, &mut faults).await;
         // Whatever went wrong, nothing stays broken: the checks read from all nodes.
-        site.heal_all().await?;
-        faults
+        let healed = site.heal_all().await;
+        (faults, applied.and(healed))
     })
     .await;
     // A disk can be unmounted only when nobody has files open on it.
@@ -57,7 +65,11 @@ pub async fn run(
         nodes.end(node).await?;
     }
     let judged = driven
-        .map(|(faults, driven)| Report::new(&plan, faults, driven, left_out))
+        .map(|((faults, applied), mut driven)| {
+            // A cluster that does not heal has broken a promise: that is a finding, and the report shows how it came to it.
+            driven.unfinished.extend(applied.err().map(|error| format!("{error:#}")));
+            Report::new(&plan, faults, driven, left_out)
+        })
         .with_context(|| plan.replay());
     let has_passed = judged.as_ref().is_ok_and(|report| report.verdict == Verdict::Valid);
     if let Some(logs) = logs.filter(|_| !has_passed) {
@@ -66,40 +78,69 @@ pub async fn run(
     judged
 }
 
-/// One period after the other until the time is over.
+/// One period after the other until the time is over, and then some for those that have hit nothing. Puts down what
+/// happened, also if it fails.
 async fn apply(
     plan: &Plan,
     site: &Site,
     nodes: &mut Nodes,
     begin: Instant,
-) -> anyhow::Result<Vec<Fault>> {
-    let mut faults = Vec::new();
+    faults: &mut Vec<Fault>,
+) -> anyhow::Result<()> {
     for period in plan.periods() {
         if begin.elapsed() + period.length > plan.workload.duration {
             break;
         }
-        sleep(period.calm).await;
-        faults.extend(endure(&period, site, nodes, begin).await?);
-        let healed = Instant::now();
-        let hit = faults.iter().rev().take(period.faults.len());
-        let may_end = hit.filter(|fault| fault::may_end(fault.nemesis));
-        let may_end: Vec<usize> = may_end.map(|fault| fault.node as usize - 1).collect();
-        site.until_healthy(nodes, &may_end, HEAL_TIMEOUT)
-            .await
-            .with_context(|| format!("after {:?}", period.faults))?;
-        tracing::info!(after = ?healed.elapsed(), "healthy again");
+        endure(&period, site, nodes, begin, faults).await?;
+    }
+    for turn in 0..MORE_TURNS_MAX {
+        for period in plan.more_turns(&report::never_hit(plan, faults), turn) {
+            tracing::info!(faults = ?period.faults, "another turn: it has hit nothing yet");
+            endure(&period, site, nodes, begin, faults).await?;
+        }
     }
     sleep_until(begin + plan.workload.duration).await;
-    Ok(faults)
+    Ok(())
 }
 
-/// The faults of a period begin together and end together.
+/// A period from its calm to the moment when all is well again. Its faults begin together and end together.
 async fn endure(
     period: &Period,
     site: &Site,
     nodes: &mut Nodes,
     begin: Instant,
-) -> anyhow::Result<Vec<Fault>> {
+    faults: &mut Vec<Fault>,
+) -> anyhow::Result<()> {
+    sleep(period.calm).await;
+    let installed = install(period, site, nodes, begin).await?;
+    sleep(period.length).await;
+    let mut may_end = Vec::new();
+    for (draw, shards, from_ms, state) in installed {
+        let until_ms = begin.elapsed().as_millis() as u64;
+        let seen = fault::heal(site, nodes, &draw, state)
+            .await
+            .with_context(|| format!("ending {} at node {}", draw.nemesis, draw.node + 1))?;
+        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
+        may_end.extend(fault::may_end(draw.nemesis).then_some(draw.node));
+        faults.push(Fault::new(&draw, shards, from_ms, until_ms, seen));
+    }
+    let ended = Instant::now();
+    site.until_healthy(nodes, &may_end, HEAL_TIMEOUT)
+        .await
+        .with_context(|| format!("after {:?}", period.faults))?;
+    tracing::info!(after = ?ended.elapsed(), "healthy again");
+    Ok(())
+}
+
+/// A fault that has begun: what it is, the shards that its node led, since when, and what is known of it.
+type Installed = (Draw, Vec<u32>, u64, Seen);
+
+async fn install(
+    period: &Period,
+    site: &Site,
+    nodes: &mut Nodes,
+    begin: Instant,
+) -> anyhow::Result<Vec<Installed>> {
     let status = nodes.admin().status().await.context("before a period")?;
     let mut installed = Vec::new();
     for draw in period.resolve(&status, nodes.count()) {
@@ -111,15 +152,5 @@ async fn endure(
             .with_context(|| format!("{} at node {}", draw.nemesis, draw.node + 1))?;
         installed.push((draw, led, from_ms, state));
     }
-    sleep(period.length).await;
-    let mut faults = Vec::new();
-    for (draw, shards, from_ms, state) in installed {
-        let until_ms = begin.elapsed().as_millis() as u64;
-        let seen = fault::heal(site, nodes, &draw, state)
-            .await
-            .with_context(|| format!("ending {} at node {}", draw.nemesis, draw.node + 1))?;
-        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
-        faults.push(Fault::new(&draw, shards, from_ms, until_ms, seen));
-    }
-    Ok(faults)
+    Ok(installed)
 }

@@ -55,7 +55,8 @@ pub enum Family {
 pub(super) enum Need {
     Nothing,
     Disk,
-    Network,
+    /// A network that can lose a packet.
+    Packets,
     Clock,
 }
 
@@ -85,19 +86,20 @@ impl Nemesis {
 
     pub(super) fn need(self) -> Need {
         match self {
-            Self::Kill | Self::Pause => Need::Nothing,
+            Self::Kill
+            | Self::Pause
+            | Self::Partition
+            | Self::OneWay
+            | Self::Bridge
+            | Self::Reset
+            | Self::SlowNet => Need::Nothing,
             Self::Power
             | Self::PowerAll
             | Self::HungDisk
             | Self::FailingDisk
             | Self::SlowDisk
             | Self::FullDisk => Need::Disk,
-            Self::Partition
-            | Self::OneWay
-            | Self::Bridge
-            | Self::Reset
-            | Self::Loss
-            | Self::SlowNet => Need::Network,
+            Self::Loss => Need::Packets,
             Self::Clock => Need::Clock,
         }
     }

@@ -9,11 +9,13 @@ use super::nemesis::Nemesis;
 use crate::history::DeviceHistory;
 use crate::kill::failover::{quantile, served_after};
 
-/// For one kind of fault: from its beginning to the first acknowledgement of each device whose shard the node led, of a
-/// message that it sent after that.
+/// For one kind of fault of leaders, and devices that had the same way to them: from its beginning to the first acknowledgement
+/// of each device whose shard the node led, of a message that it sent after that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failover {
     pub nemesis: Nemesis,
+    pub through: Through,
+    /// Those that hit devices which went this way.
     pub faults: usize,
     pub samples: usize,
     pub p50_ms: u64,
@@ -21,35 +23,80 @@ pub struct Failover {
     pub max_ms: u64,
 }
 
-/// One for each nemesis that must depose a leader, of faults that came alone: with two at once there may be no majority.
+/// How a device was connected when the fault began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Through {
+    /// At another node, which forwards to the leader.
+    OtherNode,
+    /// At the node that the fault befell. A stopped process cannot say so, and the device has to find out by itself.
+    SameNode,
+}
+
+impl Through {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OtherNode => "through other nodes",
+            Self::SameNode => "at the node itself",
+        }
+    }
+
+    fn of(history: &DeviceHistory, fault: &Fault) -> Self {
+        let home = history.homes.iter().rev().find(|home| home.from_ms <= fault.from_ms);
+        if home.is_some_and(|home| home.node == fault.node) {
+            Self::SameNode
+        } else {
+            Self::OtherNode
+        }
+    }
+}
+
+/// Faults and delays.
+type Delays = (usize, Vec<u64>);
+
+/// Of each nemesis that must depose a leader, by faults that came alone: with two at once there may be no majority.
 pub(super) fn failovers(faults: &[Fault], histories: &[DeviceHistory]) -> Vec<Failover> {
-    let mut delays: BTreeMap<Nemesis, (usize, Vec<u64>)> = BTreeMap::new();
-    let is_alone = |fault: &Fault| {
+    let mut delays: BTreeMap<(Nemesis, Through), Delays> = BTreeMap::new();
+    for fault in alone(faults) {
+        for through in [Through::OtherNode, Through::SameNode] {
+            let hit = histories.iter().filter(|history| {
+                fault.shards.contains(&history.shard) && Through::of(history, fault) == through
+            });
+            let served =
+                hit.filter_map(|hit| Some(served_after(hit, fault.from_ms)? - fault.from_ms));
+            let served: Vec<u64> = served.collect();
+            if !served.is_empty() {
+                let (count, all) = delays.entry((fault.nemesis, through)).or_default();
+                *count += 1;
+                all.extend(served);
+            }
+        }
+    }
+    delays.into_iter().map(summed).collect()
+}
+
+/// Faults of leaders that must be replaced, each with nothing else beside it.
+pub(super) fn alone(faults: &[Fault]) -> impl Iterator<Item = &Fault> {
+    let is_alone = |fault: &&Fault| {
         let overlap =
             |other: &&Fault| other.from_ms < fault.until_ms && fault.from_ms < other.until_ms;
         faults.iter().filter(overlap).count() == 1
     };
     let deposing = |fault: &&Fault| fault.nemesis.deposes() && !fault.shards.is_empty();
-    for fault in faults.iter().filter(deposing).filter(|fault| is_alone(fault)) {
-        let (count, delays) = delays.entry(fault.nemesis).or_default();
-        *count += 1;
-        let hit = histories.iter().filter(|history| fault.shards.contains(&history.shard));
-        delays.extend(
-            hit.filter_map(|history| Some(served_after(history, fault.from_ms)? - fault.from_ms)),
-        );
+    faults.iter().filter(deposing).filter(is_alone)
+}
+
+fn summed(((nemesis, through), (faults, mut delays)): ((Nemesis, Through), Delays)) -> Failover {
+    delays.sort_unstable();
+    Failover {
+        nemesis,
+        through,
+        faults,
+        samples: delays.len(),
+        p50_ms: quantile(&delays, 50),
+        p99_ms: quantile(&delays, 99),
+        max_ms: quantile(&delays, 100),
     }
-    let summed = delays.into_iter().map(|(nemesis, (faults, mut delays))| {
-        delays.sort_unstable();
-        Failover {
-            nemesis,
-            faults,
-            samples: delays.len(),
-            p50_ms: quantile(&delays, 50),
-            p99_ms: quantile(&delays, 99),
-            max_ms: quantile(&delays, 100),
-        }
-    });
-    summed.collect()
 }
 
 /// Connections that replaced one on which messages waited for their acknowledgement.
@@ -68,7 +115,7 @@ pub(super) fn takeovers_in_flight(histories: &[DeviceHistory]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Transmission;
+    use crate::history::{Home, Transmission};
 
     fn device(sent: &[(u32, u64, Option<u64>)]) -> DeviceHistory {
         let transmissions = sent.iter().map(|(connection, sent_ms, acked_ms)| Transmission {
@@ -105,9 +152,20 @@ mod tests {
             fault(Nemesis::Reset, vec![3], 2_500),
         ];
         let found = failovers(&faults, &histories);
-        assert_eq!(found.len(), 2);
+        assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!((found[0].nemesis, found[0].samples, found[0].max_ms), (Nemesis::Kill, 1, 550));
-        assert_eq!((found[1].nemesis, found[1].samples), (Nemesis::Partition, 0));
+    }
+
+    #[test]
+    fn devices_at_the_node_of_the_fault_are_counted_apart() {
+        let home = |node, from_ms| Home { node, from_ms };
+        let mut there = device(&[(1, 120, Some(900))]);
+        there.homes = vec![home(2, 0), home(1, 50), home(2, 600)];
+        let mut elsewhere = device(&[(1, 120, Some(400))]);
+        elsewhere.homes = vec![home(2, 0), home(1, 150)];
+        let found = failovers(&[fault(Nemesis::Kill, vec![3], 100)], &[there, elsewhere]);
+        let seen: Vec<_> = found.iter().map(|found| (found.through, found.max_ms)).collect();
+        assert_eq!(seen, [(Through::OtherNode, 300), (Through::SameNode, 800)]);
     }
 
     #[test]

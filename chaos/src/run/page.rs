@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::around::Around;
 use super::nemesis::Nemesis;
 use super::report::Report;
 
@@ -18,6 +19,7 @@ const GAP: f64 = 30.0;
 const ROW: f64 = 16.0;
 /// The longest latency that has a place of its own, and the shortest: the scale between them is logarithmic.
 const LATENCY_MS: (f64, f64) = (1.0, 30_000.0);
+const LATENCY_LABEL: &str = "p99 30 s … 1 ms, logarithmic";
 
 /// The whole page.
 pub fn html(report: &Report) -> String {
@@ -92,14 +94,15 @@ fn counts(page: &mut String, report: &Report) {
         page,
         format_args!("<tr><td>share lost, at most (95 %)<td class=\"n\">{:.1e}", report.loss_bound),
     );
-    page.push_str("</table>\n<h2>Failover</h2>\n<p>From a fault of a leader to the first acknowledgement of each device of its shards.</p>\n<table>");
-    page.push_str("<tr><th>fault<th class=\"n\">leaders<th class=\"n\">samples<th class=\"n\">p50 ms<th class=\"n\">p99 ms<th class=\"n\">max ms");
+    page.push_str("</table>\n<h2>Failover</h2>\n<p>From a fault of a leader to the first acknowledgement of each device of its shards, counted apart for devices that were connected at the node itself.</p>\n<table>");
+    page.push_str("<tr><th>fault<th>devices<th class=\"n\">faults of leaders<th class=\"n\">samples<th class=\"n\">p50 ms<th class=\"n\">p99 ms<th class=\"n\">max ms");
     for failover in &report.failovers {
         put(
             page,
             format_args!(
-                "<tr><td>{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}",
+                "<tr><td>{}<td>{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"n\">{}",
                 failover.nemesis,
+                failover.through.name(),
                 failover.faults,
                 failover.samples,
                 failover.p50_ms,
@@ -109,6 +112,42 @@ fn counts(page: &mut String, report: &Report) {
         );
     }
     page.push_str("</table>\n");
+    for kind in &report.around {
+        around(page, kind);
+    }
+}
+
+/// Throughput and latency in the seconds before and after the faults of a kind.
+fn around(page: &mut String, kind: &Around) {
+    let count = kind.seconds.len().max(1) as f64;
+    let at = |second: f64| LEFT + (WIDTH - LEFT) * second / count;
+    let (latency_top, height) = (PLOT_HEIGHT + GAP, 2.0 * (PLOT_HEIGHT + GAP));
+    put(
+        page,
+        format_args!(
+            "<h3>Around {} faults: {}</h3>\n<svg viewBox=\"0 0 {WIDTH} {height}\" font-size=\"11\" role=\"img\" aria-label=\"throughput and latency around {}\">\n",
+            kind.faults, kind.nemesis, kind.nemesis
+        ),
+    );
+    let most = kind.seconds.iter().map(|second| second.acknowledged).fold(1.0, f64::max);
+    let throughput = kind.seconds.iter().map(|second| 1.0 - second.acknowledged / most);
+    line(page, "#2463a8", 0.0, throughput, &at);
+    let latency = kind.seconds.iter().map(|second| 1.0 - logarithmic(second.p99_ms as f64));
+    line(page, "#8a3b8f", latency_top, latency, &at);
+    axis(page, 0.0, &format!("{most:.0}/s acknowledged"));
+    axis(page, latency_top, LATENCY_LABEL);
+    for (second, place) in kind.seconds.iter().zip(0_u32..) {
+        put(
+            page,
+            format_args!(
+                "<text x=\"{:.1}\" y=\"{:.1}\">{} s</text>\n",
+                at(f64::from(place)),
+                height - 8.0,
+                second.from_s
+            ),
+        );
+    }
+    page.push_str("</svg>\n");
 }
 
 fn faults(page: &mut String, report: &Report) {
@@ -185,7 +224,7 @@ fn picture(page: &mut String, report: &Report) {
     let latency = report.timeline.iter().map(|second| 1.0 - logarithmic(second.p99_ms as f64));
     line(page, "#8a3b8f", latency_top, latency, &at);
     axis(page, 0.0, &format!("{most}/s acknowledged"));
-    axis(page, latency_top, "p99 30 s … 1 ms, logarithmic");
+    axis(page, latency_top, LATENCY_LABEL);
     for tenth in 0..=10 {
         let second = seconds * f64::from(tenth) / 10.0;
         put(

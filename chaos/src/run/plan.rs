@@ -24,6 +24,10 @@ pub(super) const CLOCK_JUMP_S: std::ops::Range<u64> = 5..3_600;
 pub struct Plan {
     pub workload: Workload,
     pub nemeses: Vec<Nemesis>,
+    /// One fault after the other, each alone and none of them spared: for the times of failovers.
+    pub is_single: bool,
+    /// Disks say that they have synced and have not. Such a run must not pass, or it proves nothing about syncs.
+    pub has_lying_disks: bool,
 }
 
 /// A calm, and then faults.
@@ -66,14 +70,17 @@ impl Plan {
         if nemeses.contains(&Nemesis::Clock) {
             workload.skew_ms = 2 * CLOCK_JUMP_S.end * 1_000;
         }
-        Self { workload, nemeses }
+        Self { workload, nemeses, is_single: false, has_lying_disks: false }
     }
 
     /// The command that runs it again.
     pub fn replay(&self) -> String {
         let names: Vec<String> = self.nemeses.iter().map(ToString::to_string).collect();
         let (seed, seconds) = (self.workload.seed, self.workload.duration.as_secs());
-        format!("chaos run --seed {seed} --seconds {seconds} --nemesis {}", names.join(","))
+        let flags = [(" --single", self.is_single), (" --lying-disks", self.has_lying_disks)];
+        let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag);
+        let flags: String = flags.collect();
+        format!("chaos run --seed {seed} --seconds {seconds} --nemesis {}{flags}", names.join(","))
     }
 
     /// Periods for ever: the run takes as many as it has time for.
@@ -84,7 +91,7 @@ impl Plan {
         std::iter::repeat_with(move || {
             let calm = Duration::from_millis(random.random_range(CALM_MS));
             let length = Duration::from_millis(random.random_range(PERIOD_MS));
-            let is_quiet = random.random_bool(0.25);
+            let is_quiet = random.random_bool(0.25) && !self.is_single;
             let mut faults = Vec::new();
             if !is_quiet && !families.is_empty() {
                 let chosen = non_empty_subset(&mut random, families.len());
@@ -104,10 +111,27 @@ impl Plan {
         })
     }
 
+    /// A period for each of `missing`, in which nothing else happens, at a node that leads: where it is most likely to hit.
+    /// `turn` counts how often they have been tried.
+    pub(super) fn more_turns(&self, missing: &[Nemesis], turn: u64) -> Vec<Period> {
+        let seed = self.workload.seed.wrapping_add(1 + turn).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = StdRng::seed_from_u64(seed);
+        let period = |nemesis: &Nemesis| {
+            let aim = Aim::LeaderOf(random.random_range(0..self.workload.shards));
+            Period {
+                calm: Duration::from_millis(random.random_range(CALM_MS)),
+                length: Duration::from_millis(random.random_range(PERIOD_MS)),
+                faults: vec![Aimed { nemesis: *nemesis, aim, seed: random.random() }],
+            }
+        };
+        missing.iter().map(period).collect()
+    }
+
     fn families(&self, random: &mut StdRng) -> Vec<Cycle> {
-        let mut families: BTreeMap<Family, Vec<Nemesis>> = BTreeMap::new();
+        let mut families: BTreeMap<Option<Family>, Vec<Nemesis>> = BTreeMap::new();
         for nemesis in &self.nemeses {
-            families.entry(nemesis.family()).or_default().push(*nemesis);
+            let family = (!self.is_single).then(|| nemesis.family());
+            families.entry(family).or_default().push(*nemesis);
         }
         let cycle = |mut members: Vec<Nemesis>| {
             members.shuffle(random);
@@ -196,6 +220,32 @@ mod tests {
         let early = periods.iter().take(60).flat_map(|period| &period.faults);
         let met: BTreeSet<Nemesis> = early.map(|fault| fault.nemesis).collect();
         assert_eq!(met.len(), Nemesis::value_variants().len(), "{met:?}");
+    }
+
+    #[test]
+    fn single_faults_come_in_every_period_and_each_nemesis_as_often_as_the_others() {
+        let plan = Plan { is_single: true, ..plan(3) };
+        let count = Nemesis::value_variants().len();
+        let periods: Vec<Period> = plan.periods().take(2 * count).collect();
+        assert!(periods.iter().all(|period| period.faults.len() == 1));
+        for nemesis in Nemesis::value_variants() {
+            let drawn = periods.iter().filter(|period| period.faults[0].nemesis == *nemesis);
+            assert_eq!(drawn.count(), 2, "{nemesis}");
+        }
+    }
+
+    #[test]
+    fn whatever_has_hit_nothing_gets_a_period_of_its_own_at_a_leader() {
+        let missing = [Nemesis::Power, Nemesis::OneWay];
+        let turns = plan(4).more_turns(&missing, 0);
+        let drawn: Vec<Nemesis> = turns.iter().map(|period| period.faults[0].nemesis).collect();
+        assert_eq!(drawn, missing);
+        let is_aimed =
+            |period: &Period| matches!(period.faults[..], [Aimed { aim: Aim::LeaderOf(_), .. }]);
+        assert!(turns.iter().all(is_aimed));
+        let again = plan(4).more_turns(&missing, 1);
+        assert_ne!(turns[0].faults, again[0].faults, "another turn is another draw");
+        assert!(plan(4).more_turns(&[], 0).is_empty());
     }
 
     #[test]

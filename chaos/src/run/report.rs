@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::around::{Around, around};
 use super::fault::Fault;
 use super::nemesis::Nemesis;
 use super::outage::{Failover, failovers, takeovers_in_flight};
@@ -41,6 +42,7 @@ pub struct Report {
     /// With so many acknowledged and none lost, at most this share is lost at 95 % confidence.
     pub loss_bound: f64,
     pub failovers: Vec<Failover>,
+    pub around: Vec<Around>,
     pub violations: Vec<String>,
     /// Why the run proves less than it should.
     pub vacuous: Vec<String>,
@@ -61,7 +63,10 @@ impl Report {
         let begun: Vec<u64> = faults.iter().map(|fault| fault.from_ms).collect();
         let under_way_at_faults = driven.under_way.at(&begun);
         let takeovers_in_flight = takeovers_in_flight(&driven.histories);
-        let mut vacuous = never_there(plan, &faults);
+        let mut vacuous: Vec<String> = never_hit(plan, &faults)
+            .iter()
+            .map(|nemesis| format!("{nemesis} never hit anything"))
+            .collect();
         vacuous.extend(too_little(plan, &faults, &driven));
         if faults.is_empty() {
             vacuous.push("there was no fault".to_owned());
@@ -96,6 +101,7 @@ impl Report {
             takeovers_in_flight,
             loss_bound: checked.loss_bound(),
             failovers: failovers(&faults, &senders),
+            around: around(&faults, &histories),
             violations,
             vacuous,
             left_out,
@@ -121,7 +127,8 @@ impl Report {
 fn violations(faults: &[Fault], driven: &Driven) -> Vec<String> {
     let of_promises = driven.checked.violations().map(ToString::to_string);
     let of_nodes = faults.iter().filter_map(|fault| fault.complaint.clone());
-    of_promises.chain(complaints(&driven.histories)).chain(of_nodes).collect()
+    let of_cluster = driven.unfinished.iter().map(|what| format!("it does not heal: {what}"));
+    of_promises.chain(complaints(&driven.histories)).chain(of_nodes).chain(of_cluster).collect()
 }
 
 /// What must have happened for the run to show anything, and did not.
@@ -144,12 +151,11 @@ fn too_little(plan: &Plan, faults: &[Fault], driven: &Driven) -> Vec<String> {
 }
 
 /// The nemeses of the plan that never hit anything.
-fn never_there(plan: &Plan, faults: &[Fault]) -> Vec<String> {
+pub(super) fn never_hit(plan: &Plan, faults: &[Fault]) -> Vec<Nemesis> {
     let hit = |nemesis: Nemesis| {
         faults.iter().any(|fault| fault.nemesis == nemesis && fault.evidence > 0)
     };
-    let missing = plan.nemeses.iter().filter(|nemesis| !hit(**nemesis));
-    missing.map(|nemesis| format!("{nemesis} never hit anything")).collect()
+    plan.nemeses.iter().copied().filter(|nemesis| !hit(*nemesis)).collect()
 }
 
 impl fmt::Display for Report {
@@ -200,10 +206,11 @@ impl fmt::Display for Report {
             self.terms, self.devices, self.connections, self.takeovers_in_flight
         )?;
         for failover in &self.failovers {
-            let Failover { nemesis, faults, samples, p50_ms, p99_ms, max_ms } = failover;
+            let Failover { nemesis, through, faults, samples, p50_ms, p99_ms, max_ms } = failover;
+            let through = through.name();
             writeln!(
                 f,
-                "failover   {nemesis}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)"
+                "failover   {nemesis}, {through}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)"
             )?;
         }
         writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
@@ -222,5 +229,43 @@ impl fmt::Display for Report {
             "verdict    {:?}, {violations} violations; again with: {}",
             self.verdict, self.replay
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::run::page;
+
+    #[test]
+    fn a_cluster_that_does_not_heal_is_a_finding_with_a_report() {
+        let plan = Plan::new(1, Duration::from_mins(1), vec![Nemesis::Kill]);
+        let unfinished = vec!["node 2 <gave up>".to_owned()];
+        let driven = Driven { unfinished, ..Driven::default() };
+        let report = Report::new(&plan, Vec::new(), driven, Vec::new());
+        assert_eq!(report.verdict, Verdict::Invalid);
+        assert!(report.violations[0].contains("node 2 <gave up>"), "{:?}", report.violations);
+        assert!(page::html(&report).contains("node 2 &lt;gave up&gt;"));
+    }
+
+    #[test]
+    fn a_run_in_which_a_nemesis_hit_nothing_does_not_pass() {
+        let plan = Plan::new(1, Duration::from_mins(1), vec![Nemesis::Kill, Nemesis::Power]);
+        let hit = |nemesis, evidence| Fault {
+            nemesis,
+            node: 1,
+            shards: Vec::new(),
+            from_ms: 0,
+            until_ms: 1,
+            evidence,
+            detail: String::new(),
+            complaint: None,
+        };
+        let faults = [hit(Nemesis::Kill, 1), hit(Nemesis::Power, 0)];
+        assert_eq!(never_hit(&plan, &faults), [Nemesis::Power]);
+        let report = Report::new(&plan, faults.to_vec(), Driven::default(), Vec::new());
+        assert_eq!(report.verdict, Verdict::Vacuous);
     }
 }

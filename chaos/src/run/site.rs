@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::nemesis::{Need, Nemesis};
+use super::network::{Cut, Network, Proxies};
 use super::plan::Plan;
 use crate::disk::{self, Behaviour, Disk};
 use crate::net::lab::Lab;
@@ -28,7 +29,7 @@ pub struct LeftOut {
 }
 
 pub(super) struct Site {
-    pub(super) lab: Option<Lab>,
+    network: Network,
     disks: Vec<Disk>,
     /// What each node's clock is told to add.
     clocks: Vec<PathBuf>,
@@ -38,7 +39,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Prepares what the plan's nemeses need, and says which of them must be left out. `lab` is the reason if there is none.
-    pub(super) fn prepare(
+    pub(super) async fn prepare(
         plan: &Plan,
         lab: Result<Lab, String>,
     ) -> anyhow::Result<(Self, Vec<LeftOut>)> {
@@ -46,11 +47,21 @@ impl Site {
         let count = plan.workload.nodes;
         let mut places = vec![Place::default(); count];
         let mut obstacles: Vec<(Need, String)> = Vec::new();
-        let lab = lab.map_err(|reason| obstacles.push((Need::Network, reason))).ok();
-        for (node, place) in places.iter_mut().enumerate() {
-            place.address = lab.as_ref().map(|lab| lab.address(node).into());
-            place.wrapper = lab.as_ref().map(|lab| lab.inside(node)).unwrap_or_default();
-        }
+        let network = match lab {
+            Ok(lab) => {
+                for (node, place) in places.iter_mut().enumerate() {
+                    place.address = Some(lab.address(node).into());
+                    place.wrapper = lab.inside(node);
+                }
+                Network::Namespaces(lab)
+            }
+            Err(reason) => {
+                tracing::warn!(reason, "no namespaces: proxies stand between the nodes");
+                let reason = format!("proxies cannot lose packets, and no namespaces: {reason}");
+                obstacles.push((Need::Packets, reason));
+                Network::Proxies(Proxies::start(&mut places).await?)
+            }
+        };
         let disks = match disk::obstacle() {
             None => mount(folder.path(), &mut places)?,
             Some(reason) => {
@@ -72,19 +83,24 @@ impl Site {
             Some(LeftOut { nemesis: *nemesis, reason: reason.clone() })
         });
         let left_out = left_out.collect();
-        Ok((Self { lab, disks, clocks, places, _folder: folder }, left_out))
+        Ok((Self { network, disks, clocks, places, _folder: folder }, left_out))
     }
 
     pub(super) fn places(&self) -> Vec<Place> {
         self.places.clone()
     }
 
-    pub(super) fn lab(&self) -> anyhow::Result<&Lab> {
-        self.lab.as_ref().context("there is no network to take apart")
+    pub(super) fn network(&self) -> &Network {
+        &self.network
     }
 
     pub(super) fn disk(&self, node: usize) -> anyhow::Result<&Disk> {
         self.disks.get(node).context("there is no disk to take apart")
+    }
+
+    /// From now on no disk keeps what it says it has synced.
+    pub(super) fn lie(&self) {
+        self.disks.iter().for_each(Disk::lie);
     }
 
     /// Lets the clock of a node be wrong by so many seconds.
@@ -101,10 +117,8 @@ impl Site {
         for clock in &self.clocks {
             write_clock(clock, 0)?;
         }
-        if let Some(lab) = &self.lab {
-            for node in 0..self.places.len() {
-                lab.suffer(node, &[]).await?;
-            }
+        for node in 0..self.places.len() {
+            self.network.cut(node, &[], Cut::Silence).await?;
         }
         Ok(())
     }
@@ -180,7 +194,7 @@ fn set_clocks(folder: &Path, library: &Path, places: &mut [Place]) -> anyhow::Re
             // A second after the file has changed, the clock has jumped.
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
         ];
-        place.environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        place.environment.extend(environment.map(|(name, value)| (name.to_owned(), value)));
         clocks.push(clock);
     }
     Ok(clocks)
