@@ -44,6 +44,8 @@ pub struct Node {
     pub data: PathBuf,
     pub zone: String,
     pub host_names: Vec<String>,
+    pub peer_address: String,
+    pub admin_address: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -93,6 +95,7 @@ pub struct Limits {
     pub requests_per_shard: u32,
     pub requests_per_device: u32,
     pub request_timeout: Span,
+    pub drained_sessions_per_second: u32,
     pub grpc_requests: u32,
     pub grpc_message: ByteSize,
 }
@@ -164,6 +167,8 @@ impl Default for Node {
             data: PathBuf::from("/var/lib/drover"),
             zone: String::new(),
             host_names: Vec::new(),
+            peer_address: String::new(),
+            admin_address: String::new(),
         }
     }
 }
@@ -213,6 +218,7 @@ impl Default for Limits {
             requests_per_shard: 16_384,
             requests_per_device: 256,
             request_timeout: Span::seconds(10),
+            drained_sessions_per_second: 100,
             grpc_requests: 256,
             grpc_message: ByteSize::kib(8_192),
         }
@@ -313,6 +319,7 @@ impl Config {
             ("requests", limits.requests),
             ("requests_per_shard", limits.requests_per_shard),
             ("requests_per_device", limits.requests_per_device),
+            ("drained_sessions_per_second", limits.drained_sessions_per_second),
             ("grpc_requests", limits.grpc_requests),
         ];
         let mut problems: Vec<String> = counts

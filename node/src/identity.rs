@@ -271,6 +271,7 @@ mod tests {
 
     use drover_core::device::Presence;
     use drover_core::ids::{GenerationId, LogTime, ShardCount};
+    use drover_core::membership::Membership;
 
     use super::*;
 
@@ -321,6 +322,7 @@ mod tests {
                 ("service".into(), policy(b'x', &[Permission::ServiceConnect])),
             ]),
             authorities: BTreeMap::new(),
+            membership: Membership::default(),
             version: 1,
         }
     }

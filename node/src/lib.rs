@@ -12,6 +12,7 @@ pub mod demo;
 pub mod grpc;
 pub mod http;
 pub mod identity;
+pub mod join;
 pub mod metrics;
 pub mod mqtt;
 pub mod observe;

@@ -7,6 +7,7 @@
 
 pub mod authority;
 mod clients;
+pub mod signer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -79,6 +80,14 @@ impl ServerTls {
         Arc::clone(&self.config)
     }
 
+    /// The same for everybody but those who ask for `name`: they are shown what `other` has.
+    pub fn config_beside(&self, name: String, other: &Self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.config);
+        let (others, named) = (Arc::clone(&self.current), Arc::clone(&other.current));
+        config.cert_resolver = Arc::new(Named { name, named, others });
+        Arc::new(config)
+    }
+
     /// Reads the files again. New handshakes use what they hold now; if they are not in order, the former certificate
     /// stays (S-46).
     pub fn reload(&self) -> Result<(), Error> {
@@ -100,6 +109,22 @@ impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let certified = self.certified.read().expect("no holder of this lock panics");
         Some(Arc::clone(&certified))
+    }
+}
+
+/// One certificate for those who ask for a name, another for all others.
+#[derive(Debug)]
+struct Named {
+    name: String,
+    named: Arc<Current>,
+    others: Arc<Current>,
+}
+
+impl ResolvesServerCert for Named {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let is_named = hello.server_name() == Some(&self.name);
+        let current = if is_named { &self.named } else { &self.others };
+        current.resolve(hello)
     }
 }
 

@@ -204,6 +204,37 @@ impl Nodes {
         Ok(())
     }
 
+    /// Starts a node with an empty folder that joins by a token; answers with its index.
+    pub fn join(&mut self, token: &str) -> Result<usize> {
+        let index = self.members.len();
+        let first = self.ports(index);
+        for port in first..first + PORTS_A_NODE {
+            TcpListener::bind(loopback(port)).with_context(|| format!("port {port} is taken"))?;
+        }
+        let home = self.folder().join(format!("joined-{index}"));
+        fs::create_dir_all(&home)?;
+        let at = |port: u16| format!("127.0.0.1:{}", first + port);
+        let folder = self.folder().display();
+        let config = format!(
+            "[node]\ndata = \"{}\"\nadmin_address = \"localhost:{}\"\n\n\
+             [listen]\nmqtt = \"{}\"\nmqtts = \"{}\"\ngrpc = \"{}\"\nhttp = \"{}\"\npeer = \"{}\"\nhttps = \"{}\"\n\n\
+             [tls]\ncertificate = \"{folder}/server.pem\"\nkey = \"{folder}/server.key\"\n",
+            home.join("data").display(),
+            first + 2,
+            at(0),
+            at(1),
+            at(2),
+            at(3),
+            at(4),
+            at(5),
+        );
+        fs::write(home.join("node.toml"), config)?;
+        let settings = vec![("DROVER_JOIN_TOKEN".to_owned(), token.to_owned())];
+        self.members.push(Node { home, settings, disk: None, process: None });
+        self.restart(index)?;
+        Ok(index)
+    }
+
     /// Sends SIGHUP to a node.
     pub fn hang_up(&self, index: usize) -> Result<()> {
         let process = self.members[index].process.as_ref().context("the node does not run")?;
@@ -281,6 +312,16 @@ fn mounting(size: &str, folder: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(folder);
     command
+}
+
+/// What a node presents that joins by this token.
+pub fn join_credential(token: &str) -> Result<String> {
+    use base64::Engine as _;
+    let body = token.strip_prefix("drover-join-1.").context("the prefix of a token")?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body)?;
+    let token: drover_proto::admin::JoinToken = prost::Message::decode(&*bytes)?;
+    let secret: String = token.secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("Join {}.{secret}", token.id))
 }
 
 fn variable(key: &str, value: &str) -> (String, String) {

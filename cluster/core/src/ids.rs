@@ -298,6 +298,57 @@ impl fmt::Display for NodeId {
     }
 }
 
+/// A replica of a group: the node that it is on, and its incarnation, which counts from 0 the replicas of this group that
+/// the node has had. Raft knows replicas by this and meets none twice: one that was moved away, or was found damaged, and
+/// comes back begins with nothing, and an empty voter under an old id could help to elect a second leader (I-34, I-35).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId(u64);
+
+impl ReplicaId {
+    /// A node's id takes the lower 48 bits.
+    const INCARNATION_SHIFT: u32 = 48;
+
+    pub fn new(node: NodeId, incarnation: u16) -> Self {
+        Self(u64::from(incarnation) << Self::INCARNATION_SHIFT | node.to_u64())
+    }
+
+    /// The first replica of a group on a node: nearly all are.
+    pub fn first(node: NodeId) -> Self {
+        Self::new(node, 0)
+    }
+
+    pub fn node(self) -> NodeId {
+        NodeId(self.0 & ((1 << Self::INCARNATION_SHIFT) - 1))
+    }
+
+    pub fn incarnation(self) -> u16 {
+        (self.0 >> Self::INCARNATION_SHIFT) as u16
+    }
+
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+
+    pub fn from_u64(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl From<u64> for ReplicaId {
+    fn from(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.incarnation() {
+            0 => self.node().fmt(f),
+            incarnation => write!(f, "{}#{incarnation}", self.node()),
+        }
+    }
+}
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -465,5 +516,19 @@ mod tests {
         assert_ne!(NodeId::new(3, 0), NodeId::new(3, 1));
         assert_eq!(NodeId::new(3, 1).to_string(), "3.1");
         assert_eq!(NodeId::from_u64(NodeId::new(3, 1).to_u64()), NodeId::new(3, 1));
+    }
+
+    #[test]
+    fn a_replica_that_comes_back_to_its_node_is_another_replica() {
+        let node = NodeId::new(u32::MAX, u16::MAX);
+        let (first, second) = (ReplicaId::first(node), ReplicaId::new(node, 1));
+        assert_ne!(first, second);
+        assert_eq!((second.node(), second.incarnation()), (node, 1));
+        assert_eq!(
+            first.to_u64(),
+            node.to_u64(),
+            "what is on disk was written before there were incarnations"
+        );
+        assert_eq!(ReplicaId::new(NodeId::new(3, 1), 2).to_string(), "3.1#2");
     }
 }

@@ -12,10 +12,12 @@ pub mod document;
 pub mod feedback;
 pub mod ids;
 pub mod mailbox;
+pub mod membership;
 pub mod message;
 pub mod meta;
 pub mod method;
 pub mod module;
+pub mod moves;
 #[doc(hidden)]
 pub mod mutants;
 pub mod placement;

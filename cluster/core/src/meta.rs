@@ -8,6 +8,7 @@ use crate::access::Permission;
 use crate::authority::{self, Authorities, AuthorityChange};
 use crate::device::Key;
 use crate::ids::{LogTime, NodeId, ShardCount};
+use crate::membership::{self, Membership, MembershipChange, MembershipRefusal};
 use crate::placement::Placement;
 
 /// How many access policies a cluster may have: all of them are read for each token that is checked.
@@ -26,6 +27,7 @@ pub struct Meta {
     pub placement: Placement,
     pub policies: BTreeMap<String, Policy>,
     pub authorities: Authorities,
+    pub membership: Membership,
     /// Grows by one with each accepted change.
     pub version: u64,
 }
@@ -70,6 +72,7 @@ pub enum MetaChange {
         expected_version: u64,
         placement: Placement,
     },
+    Membership(MembershipChange),
 }
 
 /// One log entry of the meta group.
@@ -108,10 +111,16 @@ pub enum MetaRefusal {
     AuthorityCodeReplaced { name: String },
     #[error("the authority {name} is proven already")]
     AuthorityIsProven { name: String },
+    #[error(transparent)]
+    Membership(#[from] MembershipRefusal),
 }
 
 /// Applies one change. The answer is the new version; a refusal changes nothing.
-pub fn apply(state: &mut Option<Meta>, change: &MetaChange) -> Result<u64, MetaRefusal> {
+pub fn apply(
+    state: &mut Option<Meta>,
+    change: &MetaChange,
+    at: LogTime,
+) -> Result<u64, MetaRefusal> {
     let meta = match (change, &mut *state) {
         (MetaChange::Initialize(_), Some(meta)) => {
             return Err(MetaRefusal::AlreadyInitialized { cluster_id: meta.cluster_id.clone() });
@@ -119,7 +128,7 @@ pub fn apply(state: &mut Option<Meta>, change: &MetaChange) -> Result<u64, MetaR
         (MetaChange::Initialize(initial), None) => state.insert(Meta::clone(initial)),
         (_, None) => return Err(MetaRefusal::NotInitialized),
         (change, Some(meta)) => {
-            meta.apply(change)?;
+            meta.apply(change, at)?;
             meta
         }
     };
@@ -128,7 +137,7 @@ pub fn apply(state: &mut Option<Meta>, change: &MetaChange) -> Result<u64, MetaR
 }
 
 impl Meta {
-    fn apply(&mut self, change: &MetaChange) -> Result<(), MetaRefusal> {
+    fn apply(&mut self, change: &MetaChange, at: LogTime) -> Result<(), MetaRefusal> {
         match change {
             // Answered by `apply`.
             MetaChange::Initialize(_) => Ok(()),
@@ -142,6 +151,12 @@ impl Meta {
             }
             MetaChange::Place { expected_version, placement } => {
                 self.place(*expected_version, placement)
+            }
+            MetaChange::Membership(change) => {
+                if let MembershipChange::PlanMoves { expected_version, .. } = change {
+                    self.check_version(*expected_version)?;
+                }
+                Ok(membership::apply(self, change, at)?)
             }
         }
     }
@@ -219,6 +234,8 @@ mod tests {
     use crate::ids::ShardId;
     use crate::testing::key;
 
+    const AT: LogTime = LogTime::new(1);
+
     fn policy(permission: Permission) -> Policy {
         Policy { primary: key(1), secondary: key(2), permissions: BTreeSet::from([permission]) }
     }
@@ -231,6 +248,7 @@ mod tests {
             members: BTreeMap::new(),
             placement: Placement::new(),
             authorities: Authorities::new(),
+            membership: Membership::default(),
             policies: BTreeMap::from([("owner".to_owned(), policy(Permission::ClusterAdmin))]),
             version: 0,
         }
@@ -238,7 +256,8 @@ mod tests {
 
     fn initialized() -> Option<Meta> {
         let mut state = None;
-        apply(&mut state, &MetaChange::Initialize(Box::new(initial()))).expect("there is none yet");
+        apply(&mut state, &MetaChange::Initialize(Box::new(initial())), AT)
+            .expect("there is none yet");
         state
     }
 
@@ -249,11 +268,11 @@ mod tests {
     ) -> Result<u64, MetaRefusal> {
         let (name, policy) = (name.to_owned(), policy(permission));
         let change = MetaChange::PutPolicy { name, policy, expected_version: None };
-        apply(state, &change)
+        apply(state, &change, AT)
     }
 
     fn delete(state: &mut Option<Meta>, name: &str) -> Result<u64, MetaRefusal> {
-        apply(state, &MetaChange::DeletePolicy { name: name.to_owned() })
+        apply(state, &MetaChange::DeletePolicy { name: name.to_owned() }, AT)
     }
 
     #[test]
@@ -261,9 +280,9 @@ mod tests {
         let mut state = None;
         assert_eq!(delete(&mut state, "owner"), Err(MetaRefusal::NotInitialized));
         let initialize = MetaChange::Initialize(Box::new(initial()));
-        assert_eq!(apply(&mut state, &initialize), Ok(1));
+        assert_eq!(apply(&mut state, &initialize, AT), Ok(1));
         let refusal = MetaRefusal::AlreadyInitialized { cluster_id: "c1".to_owned() };
-        assert_eq!(apply(&mut state, &initialize), Err(refusal));
+        assert_eq!(apply(&mut state, &initialize, AT), Err(refusal));
     }
 
     #[test]
@@ -308,9 +327,9 @@ mod tests {
             expected_version: Some(expected),
         };
         let refusal = MetaRefusal::VersionMismatch { expected: 1, current: 2 };
-        assert_eq!(apply(&mut state, &stale(1)), Err(refusal));
+        assert_eq!(apply(&mut state, &stale(1), AT), Err(refusal));
         assert_eq!(state, before);
-        assert_eq!(apply(&mut state, &stale(2)), Ok(3));
+        assert_eq!(apply(&mut state, &stale(2), AT), Ok(3));
     }
 
     #[test]
@@ -320,8 +339,8 @@ mod tests {
         let placement = Placement::from([(shard, vec![NodeId::new(1, 0)])]);
         let place =
             |expected_version| MetaChange::Place { expected_version, placement: placement.clone() };
-        assert_eq!(apply(&mut state, &place(1)), Ok(2));
+        assert_eq!(apply(&mut state, &place(1), AT), Ok(2));
         let refusal = MetaRefusal::VersionMismatch { expected: 1, current: 2 };
-        assert_eq!(apply(&mut state, &place(1)), Err(refusal));
+        assert_eq!(apply(&mut state, &place(1), AT), Err(refusal));
     }
 }

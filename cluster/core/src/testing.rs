@@ -7,7 +7,10 @@ use proptest::prelude::*;
 use crate::change::{DeviceChange, DeviceSpec};
 use crate::device::{Authentication, Key, Status};
 use crate::document::{Object, Value};
-use crate::ids::{DeviceId, LogTime};
+use crate::ids::{DeviceId, LogTime, NodeId, ShardCount};
+use crate::membership::Membership;
+use crate::meta::{Member, Meta};
+use crate::placement;
 use crate::shard::{Applied, Records, Stream, apply_device, needs_owner};
 
 /// Applies a change with all that follows from it, as the shell does. The first answer is that of the change itself.
@@ -148,4 +151,29 @@ pub(crate) fn section() -> impl Strategy<Value = Object> {
 /// A legal patch.
 pub(crate) fn patch() -> impl Strategy<Value = Object> {
     documents(prop_oneof![3 => scalars().boxed(), 1 => Just(Value::Null).boxed()])
+}
+
+/// A cluster of so many nodes, 16 shards and up to 3 replicas of each, as it is when it was made.
+pub(crate) fn cluster(nodes: u32) -> Meta {
+    let member = |number| Member {
+        peer_address: format!("node-{number}:7070"),
+        admin_address: String::new(),
+        zone: String::new(),
+    };
+    let members: BTreeMap<_, _> =
+        (1..=nodes).map(|number| (NodeId::new(number, 0), member(number))).collect();
+    let shard_count = ShardCount::new(16).expect("16 is a legal count");
+    let replication_factor = if nodes < 3 { 1 } else { 3 };
+    let replicas = usize::from(replication_factor);
+    Meta {
+        cluster_id: "test".to_owned(),
+        shard_count,
+        replication_factor,
+        placement: placement::plan(shard_count, replicas, &members, &BTreeMap::new()),
+        members,
+        policies: BTreeMap::new(),
+        authorities: BTreeMap::new(),
+        membership: Membership::default(),
+        version: 1,
+    }
 }

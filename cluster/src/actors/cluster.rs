@@ -31,7 +31,7 @@ use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, close_dropped};
 use super::sessions::Sessions;
 pub use super::streams::{ReadLimits, StreamState};
-use super::{announce, dispatch, initial, neighbours, retain, status};
+use super::{announce, dispatch, drain, initial, mover, neighbours, retain, status};
 use crate::metrics;
 use crate::raft::groups::{Groups, GroupsConfig};
 use crate::raft::peers::{IncomingQueue, Peers};
@@ -91,6 +91,8 @@ pub struct ShardStatus {
     pub committed_index: u64,
     /// Node, matched index if the leader knows it, what is wrong with it.
     pub replicas: Vec<(NodeId, Option<u64>, String)>,
+    /// Without a vote, as one that moves has none yet: node, and matched index if the leader knows it.
+    pub followers: Vec<(NodeId, Option<u64>)>,
     pub first_offset: Offset,
     pub next_offset: Offset,
     pub device_count: u64,
@@ -148,6 +150,8 @@ impl Cluster {
         cluster.spawn(announce::run(Arc::clone(&cluster.shared)));
         cluster.spawn(neighbours::run(Arc::clone(&cluster.shared)));
         cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
+        cluster.spawn(mover::run(cluster.detached()));
+        cluster.spawn(drain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(publisher.run());
         cluster.spawn(close_dropped(cluster.detached(), closed));
         Ok(cluster)
@@ -200,7 +204,8 @@ impl Cluster {
             crate::raft::Error::Unknown => Error::LeaderLost { group },
             crate::raft::Error::Timeout => Error::Timeout,
             crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
-            crate::raft::Error::Stopped { problem } => stopped(group, problem),
+            crate::raft::Error::Stopped { problem }
+            | crate::raft::Error::NotChanged { problem } => stopped(group, problem),
             crate::raft::Error::Storage(error) => stopped(group, error.to_string()),
         })
     }
@@ -228,7 +233,7 @@ impl Cluster {
     }
 
     /// On return this node has applied the change, too: who made it sees it here.
-    async fn change_meta(&self, change: MetaChange) -> Result<(), Error> {
+    pub(super) async fn change_meta(&self, change: MetaChange) -> Result<(), Error> {
         let entry = MetaEntry { at: self.shared.config.clock.now(), change };
         let request = Request::Change(encode_meta_change(&entry));
         let Request::Change(entry) = &request else { return Err(Error::Timeout) };
@@ -255,6 +260,9 @@ impl Cluster {
     pub fn ready(&self) -> Result<(), String> {
         if self.is_stopping() {
             return Err("this node is stopping".to_owned());
+        }
+        if self.shared.is_departing() {
+            return Err("this node is drained: it takes no sessions".to_owned());
         }
         if let Some((group, problem)) = self.shared.groups.problems().into_iter().next() {
             return Err(format!("{group} is stopped: {problem}"));

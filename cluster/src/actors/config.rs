@@ -80,6 +80,8 @@ pub struct Limits {
     pub retention_interval: Duration,
     /// Live messages that wait for one reader.
     pub live_queue: usize,
+    /// Sessions that a drained node ends in a second.
+    pub drained_sessions_per_second: usize,
     /// Reads of a peer that wait at this node for a first message. Each is a task.
     pub waiting_reads_max: usize,
     /// How fast a device may send messages. `None`: as fast as it can.
@@ -104,6 +106,7 @@ impl Default for Limits {
             gone_after: Duration::from_secs(5),
             retention_interval: Duration::from_secs(10),
             live_queue: 1024,
+            drained_sessions_per_second: 100,
             waiting_reads_max: 4096,
             device_rate: None,
         }

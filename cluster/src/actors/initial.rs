@@ -7,6 +7,7 @@ use drover_core::access::Permission;
 use drover_core::authority::Authorities;
 use drover_core::device::Key;
 use drover_core::ids::ShardCount;
+use drover_core::membership::Membership;
 use drover_core::meta::{Meta, Policy};
 use drover_core::placement;
 use rand::RngCore;
@@ -57,6 +58,7 @@ pub(super) fn meta(
         placement,
         policies,
         authorities: Authorities::new(),
+        membership: Membership::default(),
         version: 0,
     })
 }

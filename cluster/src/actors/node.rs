@@ -57,6 +57,13 @@ impl Shared {
         self.groups.meta().borrow().clone()
     }
 
+    /// Whether this node is to be emptied.
+    pub(super) fn is_departing(&self) -> bool {
+        let meta = self.groups.meta();
+        let node = self.config.node;
+        meta.borrow().as_ref().is_some_and(|meta| meta.membership.departures.contains_key(&node))
+    }
+
     pub(super) fn shard_of(&self, device: &DeviceId) -> Option<ShardId> {
         let meta = self.groups.meta();
         let count = meta.borrow().as_ref()?.shard_count;

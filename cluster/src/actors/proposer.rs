@@ -203,7 +203,12 @@ impl Proposer {
                 Failure::Unknown
             }
             Err(Error::NotLeader { leader }) => Failure::NotLeader { leader },
-            Err(Error::Stopped { .. } | Error::Refused(_) | Error::Storage(_)) => Failure::Unknown,
+            Err(
+                Error::Stopped { .. }
+                | Error::NotChanged { .. }
+                | Error::Refused(_)
+                | Error::Storage(_),
+            ) => Failure::Unknown,
         };
         for reply in callers.replies {
             reply.answer(Err(failure.clone()));

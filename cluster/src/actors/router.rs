@@ -103,11 +103,13 @@ impl Router {
     fn target_of(&self, group: GroupId, attempt: u32) -> Target {
         if let Some(group) = self.groups.get(group) {
             let leadership = *group.leadership().borrow();
-            return match leadership.leader {
-                Some(leader) if leader != self.node => Target::Node(leader),
-                _ if leadership.serving => Target::Here,
-                _ => Target::Unknown,
-            };
+            match leadership.leader {
+                Some(leader) if leader != self.node => return Target::Node(leader),
+                _ if leadership.serving => return Target::Here,
+                // One that only begins to follow knows less than others do.
+                None if !group.replicas().voters.contains(&group.replica()) => {}
+                _ => return Target::Unknown,
+            }
         }
         if let Some(hint) = self.hints().get(&group) {
             return Target::Node(*hint);
@@ -302,7 +304,9 @@ pub(super) fn failure_of(error: crate::raft::Error) -> Failure {
         crate::raft::Error::NotLeader { leader } => Failure::NotLeader { leader },
         crate::raft::Error::Unknown | crate::raft::Error::Timeout => Failure::Unknown,
         crate::raft::Error::Refused(refusal) => Failure::RefusedByMeta(refusal),
-        crate::raft::Error::Stopped { problem } => Failure::GroupStopped { problem },
+        crate::raft::Error::Stopped { problem } | crate::raft::Error::NotChanged { problem } => {
+            Failure::GroupStopped { problem }
+        }
         crate::raft::Error::Storage(error) => Failure::GroupStopped { problem: error.to_string() },
     }
 }

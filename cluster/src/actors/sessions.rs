@@ -142,6 +142,20 @@ impl Sessions {
         self.table().held.len()
     }
 
+    /// Ends so many sessions and answers how many there were. Each connection is told, and ends in its own time.
+    pub(super) fn end_some(&self, count: usize) -> usize {
+        let mut table = self.table();
+        let keys: Vec<Key> = table.held.keys().take(count).cloned().collect();
+        for key in &keys {
+            if let Some(mut held) = table.held.remove(key) {
+                held.take(Delivery::End(EndReason::Stopping));
+                table.close(key, held.epoch);
+            }
+        }
+        metrics::sessions(table.held.len());
+        keys.len()
+    }
+
     pub(super) fn end_all(&self) {
         let mut table = self.table();
         let held = std::mem::take(&mut table.held);

@@ -39,7 +39,7 @@ pub(super) fn summary(shared: &Shared) -> NodeSummary {
 }
 
 fn group_summary(shared: &Shared, id: GroupId, group: &Group) -> GroupSummary {
-    let progress = group.progress();
+    let (progress, followers) = (group.progress(), group.replicas().learners);
     let leadership = *group.leadership().borrow();
     let leads = leadership.serving;
     let stream = match id {
@@ -57,6 +57,7 @@ fn group_summary(shared: &Shared, id: GroupId, group: &Group) -> GroupSummary {
         term: progress.term,
         committed_index: progress.committed_index,
         replicas: progress.voters.into_iter().map(replica).collect(),
+        followers: followers.into_iter().map(|follower| replica(follower.node())).collect(),
         first_offset: stream.first,
         next_offset: stream.next,
         device_count: stream.device_count,
@@ -113,13 +114,14 @@ fn shard_status(group: GroupId, summaries: &BTreeMap<NodeId, Option<NodeSummary>
     let Some((_, best)) = best else {
         let (term, committed_index, device_count) = (0, 0, 0);
         let (first_offset, next_offset) = Default::default();
-        let (leader, replicas) = (None, Vec::new());
+        let (leader, replicas, followers) = (None, Vec::new(), Vec::new());
         return ShardStatus {
             shard,
             leader,
             term,
             committed_index,
             replicas,
+            followers,
             first_offset,
             next_offset,
             device_count,
@@ -139,6 +141,7 @@ fn shard_status(group: GroupId, summaries: &BTreeMap<NodeId, Option<NodeSummary>
         term: best.term,
         committed_index: best.committed_index,
         replicas: best.replicas.iter().map(replica).collect(),
+        followers: best.followers.clone(),
         first_offset: best.first_offset,
         next_offset: best.next_offset,
         device_count: best.device_count,

@@ -2,6 +2,7 @@
 
 mod commands;
 mod gate;
+mod members;
 mod methods;
 mod modules;
 mod partition;

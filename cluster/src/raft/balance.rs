@@ -18,8 +18,6 @@ use super::groups::Groups;
 const PERIOD: Duration = Duration::from_secs(2);
 /// Groups that are handed over in one period.
 const TRANSFERS_MAX: usize = 8;
-/// A replica this close to the end of the log has caught up: the rest is sent while it takes over.
-const LAG_MAX: u64 = 32;
 
 /// Goes on until the node stops.
 pub(super) async fn run(groups: Groups) {
@@ -52,12 +50,17 @@ fn preferred(groups: &Groups, group: &Group) -> Option<NodeId> {
     if !group.leadership().borrow().serving {
         return None;
     }
-    let first = *groups.meta().borrow().as_ref()?.placement.get(&shard)?.first()?;
-    if first == groups.node() || !groups.peers().is_connected(first) {
+    let (first, goes) = {
+        let meta = groups.meta();
+        let meta = meta.borrow();
+        let meta = meta.as_ref()?;
+        let first = *meta.placement.get(&shard)?.first()?;
+        (first, meta.membership.begun(shard).is_some_and(|m| m.from == Some(first)))
+    };
+    if first == groups.node() || goes || !groups.peers().is_connected(first) {
         return None;
     }
-    let progress = group.progress();
-    let (_, matched) = progress.matched.iter().find(|(node, _)| *node == first)?;
-    let caught_up = matched + LAG_MAX >= progress.last_log_index;
-    (caught_up && progress.voters.contains(&first)).then_some(first)
+    let replicas = group.replicas();
+    let voter = replicas.voters.iter().find(|replica| replica.node() == first)?;
+    (!replicas.is_changing && replicas.has_caught_up(*voter)).then_some(first)
 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use drover_core::ids::NodeId;
+use drover_core::ids::ReplicaId;
 use tokio::time::sleep;
 
 use super::group::Group;
@@ -22,7 +22,7 @@ const TURN: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Goes on until the group has its voters.
-pub(super) async fn run(groups: Groups, group: Group, voters: BTreeMap<NodeId, PeerNode>) {
+pub(super) async fn run(groups: Groups, group: Group, voters: BTreeMap<ReplicaId, PeerNode>) {
     let turn = groups
         .meta()
         .borrow()
@@ -49,12 +49,13 @@ pub(super) async fn run(groups: Groups, group: Group, voters: BTreeMap<NodeId, P
 async fn may_begin<'a>(
     groups: &Groups,
     group: &Group,
-    voters: impl ExactSizeIterator<Item = &'a NodeId>,
+    voters: impl ExactSizeIterator<Item = &'a ReplicaId>,
 ) -> bool {
     let majority = voters.len() / 2 + 1;
-    let transport = Transport::new(groups.node(), group.id(), groups.peers().clone());
-    let others = voters.filter(|node| **node != groups.node());
-    let answers = futures::future::join_all(others.map(|node| transport.is_empty(*node))).await;
+    let transport = Transport::new(group.replica(), group.id(), groups.peers().clone());
+    let others = voters.filter(|replica| **replica != group.replica());
+    let answers =
+        futures::future::join_all(others.map(|replica| transport.is_empty(*replica))).await;
     let empty = 1 + answers.iter().filter(|answer| **answer == Some(true)).count();
     empty >= majority && !answers.contains(&Some(false))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use drover_core::ids::{GroupId, NodeId};
+use drover_core::ids::{GroupId, NodeId, ReplicaId};
 use futures::StreamExt;
 use openraft::StorageError;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
@@ -68,7 +68,7 @@ fn entry(term: u64, index: u64, bytes: usize) -> Entry {
 }
 
 fn vote(term: u64) -> Vote {
-    let leader_id = LeaderId { term, voted_for: NodeId::new(1, 0) };
+    let leader_id = LeaderId { term, voted_for: ReplicaId::first(NodeId::new(1, 0)) };
     Vote { leader_id, committed: true }
 }
 

@@ -130,7 +130,7 @@ mod tests {
 
     fn envelope(id: u64, size: usize) -> Envelope {
         let body = Some(Body::Request(Bytes::from(vec![0; size])));
-        Envelope { id, group: 1, deadline_ms: 0, body }
+        Envelope { id, group: 1, incarnation: 0, deadline_ms: 0, body }
     }
 
     /// The frame that is ready once the other tasks had their turn.

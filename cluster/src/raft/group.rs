@@ -3,20 +3,20 @@
 //! The replica itself is openraft's. This file turns its answers into ours, and its states into the one claim that the
 //! layers above act on: whether this node may serve.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use drover_core::ids::{GroupId, NodeId, Offset};
-use openraft::ReadPolicy;
-use openraft::ServerState;
+use drover_core::ids::{GroupId, NodeId, Offset, ReplicaId};
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{ChangeMembers, ReadPolicy, ServerState};
 use tokio::sync::{oneshot, watch};
 
 use super::state_machine::{StateMachine, View};
-use super::types::{LogId, Proposal, TypeConfig};
+use super::types::{LogId, PeerNode, Proposal, TypeConfig};
 use super::{Error, Leadership, Response};
 use crate::metrics;
 
@@ -33,7 +33,7 @@ pub struct Group {
 
 struct Inner {
     id: GroupId,
-    node: NodeId,
+    replica: ReplicaId,
     raft: Raft,
     view: View,
     leadership: watch::Receiver<Leadership>,
@@ -70,12 +70,41 @@ pub struct Progress {
     pub matched: Vec<(NodeId, u64)>,
 }
 
+/// The replicas of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Replicas {
+    pub voters: BTreeSet<ReplicaId>,
+    pub learners: BTreeSet<ReplicaId>,
+    /// Between two sets of voters: a majority of each decides.
+    pub is_changing: bool,
+    /// On the leader: the last index that each replica has acknowledged to it.
+    pub matched: BTreeMap<ReplicaId, u64>,
+    pub last_log_index: u64,
+}
+
+impl Replicas {
+    /// A replica this close to the end of the log has caught up: the rest arrives while it is made a voter or leader.
+    const LAG_MAX: u64 = 32;
+
+    pub fn has_caught_up(&self, replica: ReplicaId) -> bool {
+        let matched = self.matched.get(&replica);
+        matched.is_some_and(|matched| matched + Self::LAG_MAX >= self.last_log_index)
+    }
+}
+
+/// What becomes of a replica that loses its vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demoted {
+    Follow,
+    Leave,
+}
+
 impl Group {
     /// A handle of a replica, and the task that follows who leads it. The task ends when the replica stops, and says why
     /// in `stopped`.
     pub(super) fn new(
         id: GroupId,
-        node: NodeId,
+        replica: ReplicaId,
         raft: Raft,
         view: View,
         stopped: impl FnOnce(String) + Send + 'static,
@@ -83,7 +112,7 @@ impl Group {
         let (sender, leadership) = watch::channel(Leadership::default());
         let inner = Arc::new(Inner {
             id,
-            node,
+            replica,
             raft: raft.clone(),
             view,
             leadership,
@@ -93,7 +122,7 @@ impl Group {
         let group = Self { inner };
         let followed = group.clone();
         tokio::spawn(async move {
-            follow(&raft, node, &sender).await;
+            follow(&raft, replica, &sender).await;
             sender.send_replace(Leadership::default());
             let ended = || match &raft.metrics().borrow_watched().running_state {
                 Ok(()) => "it was stopped".to_owned(),
@@ -108,13 +137,18 @@ impl Group {
         self.inner.id
     }
 
+    /// Which replica of the group this one is.
+    pub fn replica(&self) -> ReplicaId {
+        self.inner.replica
+    }
+
     /// Proposes one entry (an encoded `record.v1.Batch` or `MetaChange`) and waits until it is applied here.
     pub async fn propose(&self, entry: Bytes) -> Result<Response, Error> {
         let started = tokio::time::Instant::now();
         let written = self.inner.raft.client_write(Proposal(entry)).await;
         let response = written.map_err(|error| match error {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
-                Error::NotLeader { leader: to.leader_id }
+                Error::NotLeader { leader: to.leader_id.map(ReplicaId::node) }
             }
             // It was in this node's log, and may be in those of others.
             RaftError::APIError(_) => Error::Unknown,
@@ -159,10 +193,10 @@ impl Group {
             applied_index: index(&now.last_applied),
             last_log_index: now.last_log_index.unwrap_or(0),
             purged_index: index(&now.purged),
-            voters: now.membership_config.membership().voter_ids().collect(),
+            voters: nodes(now.membership_config.membership().voter_ids()),
             matched: matched
-                .filter(|(node, _)| **node != self.inner.node)
-                .filter_map(|(node, id)| Some((*node, id.as_ref()?.index)))
+                .filter(|(replica, _)| **replica != self.inner.replica)
+                .filter_map(|(replica, id)| Some((replica.node(), id.as_ref()?.index)))
                 .collect(),
         }
     }
@@ -177,14 +211,60 @@ impl Group {
         Some(confirmed.elapsed())
     }
 
+    /// Who votes in the group and who only follows it, as this replica's log has it.
+    pub fn replicas(&self) -> Replicas {
+        let watched = self.inner.raft.metrics();
+        let now = watched.borrow_watched();
+        let membership = now.membership_config.membership();
+        let matched = now.replication.iter().flatten();
+        Replicas {
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            is_changing: membership.get_joint_config().len() > 1,
+            matched: matched
+                .filter_map(|(replica, id)| Some((*replica, id.as_ref()?.index)))
+                .collect(),
+            last_log_index: now.last_log_index.unwrap_or(0),
+        }
+    }
+
+    /// Lets a replica follow the group, without a vote. The leader begins at once to send it what it lacks.
+    pub async fn add_learner(&self, replica: ReplicaId, address: String) -> Result<(), Error> {
+        let added = self.inner.raft.add_learner(replica, PeerNode { address }, false).await;
+        added.map(drop).map_err(|error| self.not_changed(error))
+    }
+
+    /// Makes these the voters, by way of a joint configuration; all of them must follow the group by now. Who has a vote
+    /// no more is out of the group, or goes on without one if it is to `follow`. Repeating it finishes what was begun.
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<ReplicaId>,
+        others: Demoted,
+    ) -> Result<(), Error> {
+        let follow = matches!(others, Demoted::Follow);
+        let changed = self.inner.raft.change_membership(voters, follow).await;
+        changed.map(drop).map_err(|error| self.not_changed(error))
+    }
+
+    /// Takes out replicas that have no vote.
+    pub async fn remove_learners(&self, replicas: BTreeSet<ReplicaId>) -> Result<(), Error> {
+        let change = ChangeMembers::RemoveNodes(replicas);
+        let changed = self.inner.raft.change_membership(change, true).await;
+        changed.map(drop).map_err(|error| self.not_changed(error))
+    }
+
     /// Hands the leadership to another replica. Writes are refused until it has taken over, or has failed to.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), Error> {
         let mut leadership = self.leadership();
         let before = *leadership.borrow_and_update();
-        if before.leader != Some(self.inner.node) {
+        if before.leader != Some(self.inner.replica.node()) {
             return Err(Error::NotLeader { leader: before.leader });
         }
-        let triggered = self.inner.raft.trigger().transfer_leader(to).await;
+        let voters = self.replicas().voters;
+        let Some(replica) = voters.into_iter().find(|replica| replica.node() == to) else {
+            return Err(Error::NotLeader { leader: before.leader });
+        };
+        let triggered = self.inner.raft.trigger().transfer_leader(replica).await;
         triggered.map_err(|fatal| self.stopped(&fatal))?;
         let taken_over = leadership.wait_for(|now| now.term > before.term && now.leader.is_some());
         match tokio::time::timeout(TRANSFER_TIMEOUT, taken_over).await {
@@ -231,13 +311,23 @@ impl Group {
         let passed = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
         passed.map(drop).map_err(|error| match error {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
-                Error::NotLeader { leader: to.leader_id }
+                Error::NotLeader { leader: to.leader_id.map(ReplicaId::node) }
             }
             RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
                 Error::NotLeader { leader: None }
             }
             RaftError::Fatal(fatal) => self.stopped(&fatal),
         })
+    }
+
+    fn not_changed(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                Error::NotLeader { leader: to.leader_id.map(ReplicaId::node) }
+            }
+            RaftError::APIError(error) => Error::NotChanged { problem: error.to_string() },
+            RaftError::Fatal(fatal) => self.stopped(&fatal),
+        }
     }
 
     fn stopped(&self, fatal: &impl ToString) -> Error {
@@ -250,9 +340,14 @@ impl Group {
     }
 }
 
+/// A node stands once, also while two of its replicas are voters because one replaces the other.
+fn nodes(replicas: impl Iterator<Item = ReplicaId>) -> Vec<NodeId> {
+    replicas.map(ReplicaId::node).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Publishes who leads, until the replica stops. It wakes on changes of leader, term and membership only, and on
 /// applied entries only while a new leader catches up with its own term: heartbeats and writes cost nothing here.
-async fn follow(raft: &Raft, node: NodeId, sender: &watch::Sender<Leadership>) {
+async fn follow(raft: &Raft, replica: ReplicaId, sender: &watch::Sender<Leadership>) {
     let mut server = raft.server_metrics();
     let mut applied = raft.watch_apply_progress();
     loop {
@@ -262,8 +357,8 @@ async fn follow(raft: &Raft, node: NodeId, sender: &watch::Sender<Leadership>) {
             let leads = server.state == ServerState::Leader;
             let own = applied.get().is_some_and(|id| id.leader_id.term == term);
             let leader = server.current_leader;
-            let serving = leads && own && leader == Some(node);
-            (leads, Leadership { leader, term, serving })
+            let serving = leads && own && leader == Some(replica);
+            (leads, Leadership { leader: leader.map(ReplicaId::node), term, serving })
         };
         sender.send_if_modified(|before| {
             let is_new = *before != now;

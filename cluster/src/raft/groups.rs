@@ -3,12 +3,12 @@
 //! A group that fails is taken out and listed with its problem; its replica here serves and votes no more, and the others
 //! go on. When the store itself has failed there is nothing to go on with: [`Groups::fatal`] says so, and the program ends the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount};
+use drover_core::ids::{GroupId, LogTime, NodeId, ReplicaId, ShardCount, ShardId};
 use drover_core::meta::{Meta, MetaChange, MetaEntry};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::group::{Group, Raft};
+use super::lease::{self, Users};
 use super::log_store::LogStore;
 use super::peers::{Peers, Replica};
 use super::reach::CutOff;
@@ -23,7 +24,7 @@ use super::runtime::Runtime;
 use super::state_machine::StateMachine;
 use super::transport::Transport;
 use super::types::PeerNode;
-use super::{Error, Response, balance, bootstrap, election, lag, reach};
+use super::{Error, Response, balance, bootstrap, election, incarnation, lag, reach};
 use crate::metrics;
 use crate::storage::{self, Storage};
 use crate::wire::record;
@@ -85,6 +86,9 @@ pub struct GroupsConfig {
     pub seed: Option<u64>,
 }
 
+/// How long what belonged to a group may go on after its end: a batch that is being applied, an fsync.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The groups of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Groups {
@@ -97,6 +101,10 @@ struct Inner {
     peers: Peers,
     running: watch::Sender<Arc<BTreeMap<GroupId, Group>>>,
     problems: Mutex<BTreeMap<GroupId, String>>,
+    /// What still uses the records of each group.
+    users: Mutex<BTreeMap<GroupId, Users>>,
+    /// Incarnations whose predecessors are known to be gone.
+    left: Mutex<BTreeSet<(GroupId, ReplicaId)>>,
     /// Published by the state machine of the meta group, from the start on.
     meta: OnceLock<watch::Receiver<Option<Arc<Meta>>>>,
     fatal: watch::Sender<Option<String>>,
@@ -125,13 +133,15 @@ impl Groups {
             peers,
             running: watch::channel(Arc::new(BTreeMap::new())).0,
             problems: Mutex::new(BTreeMap::new()),
+            users: Mutex::new(BTreeMap::new()),
+            left: Mutex::new(BTreeSet::new()),
             meta: OnceLock::new(),
             fatal: watch::channel(None).0,
             cut_off,
             stopping: CancellationToken::new(),
         };
         let groups = Self { inner: Arc::new(inner) };
-        groups.start_group(GroupId::Meta).await?;
+        groups.start_group(GroupId::Meta, 0).await?;
         groups.spawn(election::watch(groups.clone()));
         groups.spawn(reach::watch(groups.clone(), published));
         groups.spawn(balance::run(groups.clone()));
@@ -146,7 +156,8 @@ impl Groups {
         let group = self.get(GroupId::Meta).ok_or_else(|| self.stopped(GroupId::Meta))?;
         let address = |node: &NodeId| PeerNode { address: meta.members[node].peer_address.clone() };
         let (voters, learners) = divide(self.inner.config.node, meta.members.keys());
-        let voters: BTreeMap<_, _> = voters.iter().map(|node| (*node, address(node))).collect();
+        let voter = |node: &NodeId| (ReplicaId::first(*node), address(node));
+        let voters: BTreeMap<_, _> = voters.iter().map(voter).collect();
         match group.raft().initialize(voters).await {
             // Repeating it goes on where the first attempt stopped.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -158,7 +169,8 @@ impl Groups {
             return Err(Error::NotLeader { leader: leadership.borrow().leader });
         }
         for node in learners {
-            let added = group.raft().add_learner(node, address(&node), false).await;
+            let added =
+                group.raft().add_learner(ReplicaId::first(node), address(&node), false).await;
             added.map_err(|error| Error::Stopped { problem: error.to_string() })?;
         }
         let change = MetaChange::Initialize(Box::new(meta));
@@ -271,8 +283,8 @@ impl Groups {
         }
     }
 
-    /// Starts what the meta state places here. What it does not place here any more is left alone: its data is removed
-    /// by whoever moved it, never because something is absent.
+    /// Starts what the meta state places here, and ends what it has declared void. What it says nothing about is left
+    /// alone: data is never removed because something is absent.
     async fn take_up(&self, meta: &Meta) -> Result<(), Error> {
         let peers = &self.inner.peers;
         peers.set_cluster_id(&meta.cluster_id);
@@ -280,25 +292,75 @@ impl Groups {
         peers.set_members(
             meta.members.iter().map(|(node, member)| (*node, address(member))).collect(),
         );
-        for (shard, replicas) in &meta.placement {
-            let id = GroupId::Shard(*shard);
-            if !replicas.contains(&self.node()) || self.is_known(id) {
+        peers.refuse(&meta.membership.removed);
+        let node = self.node();
+        for shard in meta.shard_count.shards() {
+            let (id, replica) = (GroupId::Shard(shard), meta.replica(shard, node));
+            self.leave_former(id, replica).await?;
+            if !meta.hosts(shard, node) || self.is_known(id) {
                 continue;
             }
-            self.start_group(id).await?;
-            if let Some(group) = self.get(id) {
-                let voters = replicas.iter().map(|node| {
-                    (
-                        *node,
-                        PeerNode {
-                            address: meta.members.get(node).map(address).unwrap_or_default(),
-                        },
-                    )
-                });
-                self.spawn(bootstrap::run(self.clone(), group, voters.collect()));
+            self.start_group(id, replica.incarnation()).await?;
+            // Who joins a group that has a leader, or had one, must not found it again.
+            let arrives = meta.membership.moves.get(&shard).is_some_and(|m| m.to == node);
+            if let Some(group) = self.get(id).filter(|_| !arrives) {
+                let voters = self.founders(meta, shard);
+                self.spawn(bootstrap::run(self.clone(), group, voters));
             }
         }
         Ok(())
+    }
+
+    fn founders(&self, meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerNode> {
+        let placed = meta.placement.get(&shard).into_iter().flatten();
+        let founder = |node: &NodeId| {
+            let member = meta.members.get(node);
+            let address = member.map(|member| member.peer_address.clone()).unwrap_or_default();
+            (meta.replica(shard, *node), PeerNode { address })
+        };
+        placed.map(founder).collect()
+    }
+
+    /// Ends the replica of an earlier incarnation and removes what it has stored.
+    async fn leave_former(&self, id: GroupId, replica: ReplicaId) -> Result<(), Error> {
+        // Nearly all are the first, which nothing came before.
+        if replica.incarnation() == 0 || self.left().contains(&(id, replica)) {
+            return Ok(());
+        }
+        let storage = &*self.inner.storage;
+        if incarnation::stored(storage, id)? < replica.incarnation() {
+            tracing::info!(group = %id, %replica, "removing the replica that was here before");
+            self.end(id).await?;
+            incarnation::begin(storage, id, replica.incarnation()).await?;
+            self.inner
+                .problems
+                .lock()
+                .expect("nobody panics with the problems in hand")
+                .remove(&id);
+        }
+        self.left().insert((id, replica));
+        Ok(())
+    }
+
+    /// Stops a group here and returns when nothing of it reads or writes any more.
+    async fn end(&self, id: GroupId) -> Result<(), Error> {
+        self.inner.peers.unregister(id);
+        let mut ended = None;
+        self.inner.running.send_modify(|running| ended = Arc::make_mut(running).remove(&id));
+        if let Some(group) = ended
+            && group.raft().shutdown().await.is_err()
+        {
+            tracing::warn!(group = %id, "the group had failed before it was ended");
+        }
+        let users = self.inner.users.lock().expect("nobody panics with it in hand").remove(&id);
+        let Some(users) = users else { return Ok(()) };
+        tokio::time::timeout(END_TIMEOUT, users.wait()).await.map_err(|_| Error::Stopped {
+            problem: format!("{id} was ended and something still uses its records"),
+        })
+    }
+
+    fn left(&self) -> std::sync::MutexGuard<'_, BTreeSet<(GroupId, ReplicaId)>> {
+        self.inner.left.lock().expect("nobody panics with it in hand")
     }
 
     fn is_known(&self, group: GroupId) -> bool {
@@ -306,15 +368,19 @@ impl Groups {
     }
 
     /// Starts one group from what is stored. Data that cannot be trusted stops the group, anything else the node.
-    async fn start_group(&self, id: GroupId) -> Result<(), Error> {
+    async fn start_group(&self, id: GroupId, incarnation: u16) -> Result<(), Error> {
         let Inner { config, storage, peers, meta, .. } = &*self.inner;
+        let replica = ReplicaId::new(config.node, incarnation);
+        let (used, users) = lease::lend(Arc::clone(storage));
+        self.inner.users.lock().expect("nobody panics with it in hand").insert(id, users);
         // What was applied may be sound when the log is not: then the other groups can still be found.
-        let opened = StateMachine::open(Arc::clone(storage), id).and_then(|(state, view)| {
+        let opened = StateMachine::open(Arc::clone(&used), id).and_then(|(state, view)| {
             if id == GroupId::Meta {
                 meta.get_or_init(|| view.meta.clone());
             }
-            Ok((LogStore::open(Arc::clone(storage), id)?, state, view))
+            Ok((LogStore::open(Arc::clone(&used), id)?, state, view))
         });
+
         let (log, state, view) = match opened {
             Ok(opened) => opened,
             Err(error @ (storage::Error::Corrupt { .. } | storage::Error::Amnesia { .. })) => {
@@ -323,9 +389,9 @@ impl Groups {
             }
             Err(error) => return Err(error.into()),
         };
-        let transport = Transport::new(config.node, id, peers.clone());
+        let transport = Transport::new(replica, id, peers.clone());
         let raft_config = Arc::new(raft_config(id, self.timing(id), config.log_entries_kept)?);
-        let starting = Raft::new(config.node, raft_config, transport, log, state);
+        let starting = Raft::new(replica, raft_config, transport, log, state);
         let started = match config.seed {
             // Every group has a sequence of its own.
             Some(seed) => Runtime::seeded(seed ^ u64::from(id.number()) << 32, starting).await,
@@ -334,23 +400,24 @@ impl Groups {
         let raft = match started {
             Ok(raft) => raft,
             Err(fatal) => {
-                self.on_stopped(id, fatal.to_string());
+                self.note_problem(id, fatal.to_string());
+                self.check_store();
                 return Ok(());
             }
         };
-        let storage = Arc::clone(storage);
-        peers.register(id, Replica { raft: raft.clone(), storage });
+        peers.register(id, Replica { id: replica, raft: raft.clone(), storage: used });
         let groups = self.clone();
-        let group =
-            Group::new(id, config.node, raft, view, move |problem| groups.on_stopped(id, problem));
+        let stopped = move |problem| groups.on_stopped(id, replica, problem);
+        let group = Group::new(id, replica, raft, view, stopped);
         self.inner.running.send_modify(|running| {
             Arc::make_mut(running).insert(id, group);
         });
         Ok(())
     }
 
-    fn on_stopped(&self, group: GroupId, problem: String) {
-        if self.inner.stopping.is_cancelled() {
+    fn on_stopped(&self, group: GroupId, replica: ReplicaId, problem: String) {
+        let was_ended = self.get(group).is_none_or(|group| group.replica() != replica);
+        if self.inner.stopping.is_cancelled() || was_ended {
             return;
         }
         self.inner.peers.unregister(group);

@@ -73,6 +73,7 @@ impl Link {
     pub(super) fn call(
         &self,
         group: GroupId,
+        incarnation: u16,
         deadline: Duration,
         body: Body,
     ) -> Result<Call, CallError> {
@@ -83,7 +84,13 @@ impl Link {
         };
         let call = Call { node: self.node, id, answer, calls: Arc::clone(&live.calls) };
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        let envelope = Envelope { id, group: group.number(), deadline_ms, body: Some(body) };
+        let envelope = Envelope {
+            id,
+            group: group.number(),
+            incarnation: incarnation.into(),
+            deadline_ms,
+            body: Some(body),
+        };
         self.put(live, envelope).map(|()| call)
     }
 
@@ -91,8 +98,8 @@ impl Link {
     pub(super) fn tell(&self, group: GroupId, body: Body) -> Result<(), CallError> {
         let state = self.lock();
         let live = self.live(&state)?;
-        let body = Some(body);
-        self.put(live, Envelope { id: 0, group: group.number(), deadline_ms: 0, body })
+        let (group, body) = (group.number(), Some(body));
+        self.put(live, Envelope { id: 0, group, incarnation: 0, deadline_ms: 0, body })
     }
 
     /// For streams of their own on the connection.
@@ -320,4 +327,4 @@ pub(super) fn hello(from: NodeId, to: NodeId, cluster_id: Option<String>) -> Hel
 
 /// The version of what peers say to each other. A node refuses a newer one: the older node of the two does not know what
 /// it may do.
-pub(super) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `0x00` `0x00` | `record.v1.Vote` |
 //! | `0x00` `0x01` | `record.v1.LogId`: everything up to it is purged |
+//! | `0x00` `0x02` | two bytes, big-endian: the incarnation of the replica that all of the group's records belong to |
 //! | `0x01`, index, big-endian | `record.v1.LogEntry` |
 
 use std::ops::Range;
@@ -21,12 +22,14 @@ use crate::storage::Error;
 pub enum Mark {
     Vote,
     Purged,
+    Incarnation,
 }
 
 pub fn mark_key(group: GroupId, mark: Mark) -> Vec<u8> {
     let number = match mark {
         Mark::Vote => 0,
         Mark::Purged => 1,
+        Mark::Incarnation => 2,
     };
     [group.number().to_be_bytes().as_slice(), &[0, number]].concat()
 }
@@ -91,7 +94,7 @@ mod tests {
     fn marks_lie_outside_the_range_of_entries() {
         let group = GroupId::from_number(3).expect("a legal group");
         let entries = entry_keys(group, 0..u64::MAX);
-        for mark in [Mark::Vote, Mark::Purged] {
+        for mark in [Mark::Vote, Mark::Purged, Mark::Incarnation] {
             assert!(!entries.contains(&mark_key(group, mark)));
         }
         assert_eq!(entry_index(&entry_key(group, 9)), Ok(9));

@@ -132,7 +132,7 @@ pub(super) fn transfer_to_proto(
 pub(super) fn transfer_from_proto(
     message: proto::TransferLeader,
 ) -> Result<TransferLeaderRequest<TypeConfig>, Invalid> {
-    let to = drover_core::ids::NodeId::from_u64(message.to);
+    let to = drover_core::ids::ReplicaId::from_u64(message.to);
     let last_log_id = optional_log_id(message.last_log_id)?;
     Ok(TransferLeaderRequest::new(required_vote(message.from)?, to, last_log_id))
 }

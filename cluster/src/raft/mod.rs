@@ -11,7 +11,9 @@ pub(crate) mod grid;
 pub mod group;
 pub mod groups;
 mod heard;
+mod incarnation;
 pub(crate) mod lag;
+mod lease;
 mod link;
 pub mod log_record;
 pub mod log_store;
@@ -36,6 +38,8 @@ pub mod tls;
 mod transport;
 pub mod types;
 mod working_set;
+
+pub use link::FORMAT as PEER_FORMAT;
 
 use drover_core::change::{Effect, Outcome};
 use drover_core::ids::NodeId;
@@ -76,6 +80,9 @@ pub enum Error {
     /// The group is stopped on this node and answers nothing any more.
     #[error("the group is stopped: {problem}")]
     Stopped { problem: String },
+    /// The group's voters are as they were.
+    #[error("the members of the group were not changed: {problem}")]
+    NotChanged { problem: String },
     /// The meta group refused the change.
     #[error(transparent)]
     Refused(MetaRefusal),

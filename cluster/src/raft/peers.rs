@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use drover_core::ids::{GroupId, NodeId};
+use drover_core::ids::{GroupId, NodeId, ReplicaId};
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::failure::Kind;
 use drover_proto::cluster::{Announce, AnnounceResponse, Deliver, Failure, Hello};
@@ -161,6 +161,11 @@ impl Peers {
         }
     }
 
+    /// These nodes were members and never are again, whether or not this node has known them.
+    pub fn refuse(&self, removed: &BTreeSet<NodeId>) {
+        self.shared.members().removed.extend(removed);
+    }
+
     /// This node belongs to a cluster from now on.
     pub fn set_cluster_id(&self, cluster_id: &str) {
         let mut known = self.shared.cluster_id.lock().expect("nobody panics with it in hand");
@@ -264,15 +269,28 @@ impl Peers {
         self.shared.hello(to)
     }
 
-    /// Asks and waits for the answer, at the most until the deadline.
-    pub(super) async fn call(
+    /// Asks a node and waits for the answer, at the most until the deadline.
+    async fn call(
         &self,
         to: NodeId,
         group: GroupId,
         body: Body,
         deadline: Duration,
     ) -> Result<Body, CallError> {
-        let call = self.link(to)?.call(group, deadline, body)?;
+        // What is asked of a node is not for a certain replica.
+        self.call_replica(ReplicaId::first(to), group, body, deadline).await
+    }
+
+    /// The same of a replica of the group: another one on the same node does not answer.
+    pub(super) async fn call_replica(
+        &self,
+        to: ReplicaId,
+        group: GroupId,
+        body: Body,
+        deadline: Duration,
+    ) -> Result<Body, CallError> {
+        let (incarnation, to) = (to.incarnation(), to.node());
+        let call = self.link(to)?.call(group, incarnation, deadline, body)?;
         tokio::time::timeout(deadline, call).await.unwrap_or(Err(CallError::Timeout { node: to }))
     }
 
@@ -300,6 +318,7 @@ pub(super) fn unexpected(node: NodeId, body: Body) -> CallError {
 /// The replica of a group on this node, for those who carry messages to it.
 #[derive(Clone)]
 pub(super) struct Replica {
+    pub(super) id: ReplicaId,
     pub(super) raft: Raft,
     pub(super) storage: Arc<dyn Storage>,
 }
@@ -376,8 +395,10 @@ impl Shared {
         self.receiving.lock().expect("nobody panics with it in hand")
     }
 
-    pub(super) fn replica(&self, group: GroupId) -> Option<Replica> {
-        self.groups.lock().expect("nobody panics with it in hand").get(&group).cloned()
+    /// The replica of a group that runs here, if it is the one that is meant.
+    pub(super) fn replica(&self, group: GroupId, incarnation: u32) -> Option<Replica> {
+        let groups = self.groups.lock().expect("nobody panics with it in hand");
+        groups.get(&group).filter(|run| u32::from(run.id.incarnation()) == incarnation).cloned()
     }
 
     /// A connection to or from this node broke.

@@ -40,8 +40,9 @@ pub(super) async fn install(
 ) -> Result<SnapshotInstalled, Status> {
     let group = GroupId::from_number(header.group)
         .ok_or_else(|| Status::invalid_argument("there is no such group"))?;
-    let replica =
-        shared.replica(group).ok_or_else(|| Status::unavailable("the group does not run here"))?;
+    let replica = shared
+        .replica(group, header.incarnation)
+        .ok_or_else(|| Status::unavailable("this replica of the group does not run here"))?;
     let vote = wire::required_vote(header.vote).map_err(invalid)?;
     let membership =
         membership_from_record(header.membership.unwrap_or_default()).map_err(invalid)?;

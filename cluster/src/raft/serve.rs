@@ -174,25 +174,27 @@ impl Exchange {
     }
 
     fn begin(&self, envelope: Envelope) -> Option<BoxFuture<'static, Envelope>> {
-        let Envelope { id, group: number, body, .. } = envelope;
+        let Envelope { id, group: number, incarnation, body, .. } = envelope;
         let answer = match GroupId::from_number(number) {
-            Some(group) => self.carry_out(group, body?)?,
+            Some(group) => self.carry_out(group, incarnation, body?)?,
             None => failure(Kind::Invalid, "there is no such group"),
         };
         if id == 0 {
             return None;
         }
-        let named =
-            async move { Envelope { id, group: number, deadline_ms: 0, body: Some(answer.await) } };
+        let named = async move {
+            let body = Some(answer.await);
+            Envelope { id, group: number, incarnation, deadline_ms: 0, body }
+        };
         Some(Box::pin(named))
     }
 
     /// Hands a request to whom it is for. Nothing is returned for what has no answer.
-    fn carry_out(&self, group: GroupId, body: Body) -> Option<Running> {
+    fn carry_out(&self, group: GroupId, incarnation: u32, body: Body) -> Option<Running> {
         let from = self.from;
         match body {
             Body::AppendEntries(_) | Body::Vote(_) | Body::PreVote(_) | Body::TransferLeader(_) => {
-                Some(self.to_raft(group, body))
+                Some(self.to_raft(group, incarnation, body))
             }
             Body::Request(request) => {
                 let (reply, answer) = oneshot::channel();
@@ -244,9 +246,9 @@ impl Exchange {
         None
     }
 
-    fn to_raft(&self, group: GroupId, body: Body) -> Running {
-        let Some(replica) = self.shared.replica(group) else {
-            return failure(Kind::Absent, "the group does not run here");
+    fn to_raft(&self, group: GroupId, incarnation: u32, body: Body) -> Running {
+        let Some(replica) = self.shared.replica(group, incarnation) else {
+            return failure(Kind::Absent, "this replica of the group does not run here");
         };
         Box::pin(async move { answer(replica.raft, body).await.unwrap_or_else(Body::Failure) })
     }

@@ -126,7 +126,7 @@ impl StateMachine {
     fn apply_meta(&mut self, proposal: Bytes) -> Result<Response, Error> {
         let entry = record::meta_entry_from_bytes(proposal);
         let entry = state::decoded("a log entry", entry)?;
-        let answer = meta::apply(&mut self.meta, &entry.change);
+        let answer = meta::apply(&mut self.meta, &entry.change, entry.at);
         if let Some(meta) = &self.meta {
             let (key, value) = (keys::meta(self.group), record::meta_to_bytes(meta));
             self.writes.push(Write::Put { table: Table::Group, key, value });

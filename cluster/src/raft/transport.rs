@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use drover_core::ids::{GroupId, NodeId};
+use drover_core::ids::{GroupId, ReplicaId};
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::snapshot_part::Part;
 use drover_proto::cluster::{SnapshotChunk, SnapshotEnd, SnapshotHeader, SnapshotPart};
@@ -44,6 +44,9 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(50);
 /// Appends of one group to one peer that may be under way.
 const PIPELINE: usize = 64;
+/// What one snapshot may take of the network and of two disks: the appends of all groups share them. A node sends or gets
+/// no more than one because of moves.
+const SNAPSHOT_BYTES_A_SECOND: f64 = 32.0 * 1024.0 * 1024.0;
 /// How long a replica may take to say what it has.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pauses before a peer that cannot be reached is tried again. Cheap, because a call to a broken connection ends here.
@@ -53,18 +56,18 @@ const RETRY_PAUSES: [Duration; 3] =
 /// Makes the connections of one group: views of the connections that the node has.
 #[derive(Debug, Clone)]
 pub(super) struct Transport {
-    node: NodeId,
+    replica: ReplicaId,
     group: GroupId,
     peers: Peers,
 }
 
 impl Transport {
-    pub(super) fn new(node: NodeId, group: GroupId, peers: Peers) -> Self {
-        Self { node, group, peers }
+    pub(super) fn new(replica: ReplicaId, group: GroupId, peers: Peers) -> Self {
+        Self { replica, group, peers }
     }
 
-    /// Whether the replica on a node has nothing at all. `None` if it does not say.
-    pub(super) async fn is_empty(&self, target: NodeId) -> Option<bool> {
+    /// Whether a replica has nothing at all. `None` if it does not say.
+    pub(super) async fn is_empty(&self, target: ReplicaId) -> Option<bool> {
         let remote = Remote { transport: self.clone(), target };
         // Asks for what nobody would refuse or grant in earnest: it changes nothing there, and the answer says it all.
         let nobody = vote_from_record(record::Vote::default());
@@ -78,7 +81,7 @@ impl Transport {
 impl RaftNetworkFactory<TypeConfig> for Transport {
     type Network = Remote;
 
-    async fn new_client(&mut self, target: NodeId, _node: &PeerNode) -> Remote {
+    async fn new_client(&mut self, target: ReplicaId, _node: &PeerNode) -> Remote {
         Remote { transport: self.clone(), target }
     }
 }
@@ -87,7 +90,7 @@ impl RaftNetworkFactory<TypeConfig> for Transport {
 #[derive(Debug)]
 pub(super) struct Remote {
     transport: Transport,
-    target: NodeId,
+    target: ReplicaId,
 }
 
 type RpcError = RPCError<TypeConfig>;
@@ -175,7 +178,7 @@ impl RaftNetworkV2<TypeConfig> for Remote {
         if let Body::TransferLeaderResponse(response) = answer {
             return wire::transfer_response_from_proto(response).map_err(|error| network(&error));
         }
-        Err(rpc_error(unexpected(self.target, answer)))
+        Err(rpc_error(unexpected(self.target.node(), answer)))
     }
 
     fn backoff(&self) -> Option<Backoff> {
@@ -192,7 +195,7 @@ impl Remote {
         deadline: Duration,
     ) -> Result<Body, RpcError> {
         let Transport { peers, group, .. } = &self.transport;
-        match peers.call(self.target, *group, body, deadline).await {
+        match peers.call_replica(self.target, *group, body, deadline).await {
             Err(CallError::Timeout { .. }) => Err(self.timeout(action, deadline)),
             answer => answer.map_err(rpc_error),
         }
@@ -204,7 +207,7 @@ impl Remote {
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> RpcError {
-        let (id, target) = (self.transport.node, self.target);
+        let (id, target) = (self.transport.replica, self.target);
         RPCError::Timeout(Timeout { action, id, target, timeout })
     }
 
@@ -212,14 +215,14 @@ impl Remote {
         if let Body::AppendEntriesResponse(response) = answer {
             return wire::append_response_from_proto(response).map_err(|error| network(&error));
         }
-        Err(rpc_error(unexpected(self.target, answer)))
+        Err(rpc_error(unexpected(self.target.node(), answer)))
     }
 
     fn vote_response(&self, answer: Body) -> Result<VoteResponse<TypeConfig>, RpcError> {
         if let Body::VoteResponse(response) = answer {
             return wire::vote_response_from_proto(response).map_err(|error| network(&error));
         }
-        Err(rpc_error(unexpected(self.target, answer)))
+        Err(rpc_error(unexpected(self.target.node(), answer)))
     }
 
     async fn send_snapshot(
@@ -234,9 +237,10 @@ impl Remote {
         };
         let unreachable = |error| StreamingError::Unreachable(Unreachable::new(&error));
         let mut client =
-            peers.link(self.target).and_then(|link| link.client()).map_err(unreachable)?;
+            peers.link(self.target.node()).and_then(|link| link.client()).map_err(unreachable)?;
         let header = SnapshotHeader {
-            hello: Some(peers.hello(self.target)),
+            hello: Some(peers.hello(self.target.node())),
+            incarnation: self.target.incarnation().into(),
             ..header(*group, &vote, &snapshot.meta)
         };
         let failure = Failure::default();
@@ -354,9 +358,11 @@ where
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let Transport { peers, group, .. } = &self.remote.transport;
+        let target = self.remote.target;
         let body = Body::AppendEntries(wire::append_to_proto(request));
-        let call =
-            peers.link(self.remote.target).and_then(|link| link.call(*group, APPEND_TIMEOUT, body));
+        let call = peers
+            .link(target.node())
+            .and_then(|link| link.call(*group, target.incarnation(), APPEND_TIMEOUT, body));
         match call {
             Ok(call) => {
                 let expires = Instant::now() + APPEND_TIMEOUT;
@@ -441,11 +447,28 @@ impl Failure {
 fn header(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> SnapshotHeader {
     SnapshotHeader {
         hello: None,
+        incarnation: 0,
         group: group.number(),
         vote: Some(vote_to_record(vote)),
         last_log_id: meta.last_log_id.as_ref().map(log_id_to_record),
         membership_log_id: meta.last_membership.log_id().as_ref().map(log_id_to_record),
         membership: Some(membership_to_record(meta.last_membership.membership())),
+    }
+}
+
+/// Keeps a snapshot within its rate.
+struct Pace {
+    /// When the next chunk may leave.
+    free: Instant,
+}
+
+impl Pace {
+    async fn wait_for(&mut self, chunk: &storage::Chunk) {
+        tokio::time::sleep_until(self.free).await;
+        let bytes: usize = chunk.records.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let takes = Duration::from_secs_f64(bytes as f64 / SNAPSHOT_BYTES_A_SECOND);
+        // What was not used is not saved up: that would be a burst.
+        self.free = self.free.max(Instant::now()) + takes;
     }
 }
 
@@ -456,16 +479,17 @@ fn parts(
     failure: Failure,
 ) -> impl Stream<Item = SnapshotPart> + Send + 'static {
     let header = SnapshotPart { part: Some(Part::Header(header)) };
-    let state = Some((outgoing, Checksum::default()));
+    let state = Some((outgoing, Checksum::default(), Pace { free: Instant::now() }));
     let rest = stream::unfold((state, failure), |(state, failure)| async move {
-        let (mut outgoing, mut checksum) = state?;
+        let (mut outgoing, mut checksum, mut pace) = state?;
         let (part, state) = match outgoing.chunks.recv().await {
             Some(Ok(chunk)) => {
                 checksum.add(&chunk);
+                pace.wait_for(&chunk).await;
                 let table = u32::from(table_number(chunk.table));
                 let (keys, values) = chunk.records.into_iter().unzip();
                 let chunk = SnapshotChunk { table, keys, values };
-                (Part::Chunk(chunk), Some((outgoing, checksum)))
+                (Part::Chunk(chunk), Some((outgoing, checksum, pace)))
             }
             Some(Err(error)) => {
                 failure.set(error);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use drover_core::ids::NodeId;
+use drover_core::ids::ReplicaId;
 use drover_proto::record;
 use openraft::OptionalSend;
 use openraft::impls::{OneshotResponder, leader_id_std};
@@ -23,7 +23,7 @@ pub struct TypeConfig;
 impl openraft::RaftTypeConfig for TypeConfig {
     type D = Proposal;
     type R = Response;
-    type NodeId = NodeId;
+    type NodeId = ReplicaId;
     type Node = PeerNode;
     type Term = u64;
     type LeaderId = LeaderId;
@@ -42,14 +42,14 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 
-pub type LeaderId = leader_id_std::LeaderId<u64, NodeId>;
+pub type LeaderId = leader_id_std::LeaderId<u64, ReplicaId>;
 /// In a log id: just the term.
 pub type CommittedLeaderId = <LeaderId as RaftLeaderId>::Committed;
 pub type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;
-pub type EntryPayload = openraft::EntryPayload<Proposal, NodeId, PeerNode>;
-pub type Membership = openraft::Membership<NodeId, PeerNode>;
+pub type EntryPayload = openraft::EntryPayload<Proposal, ReplicaId, PeerNode>;
+pub type Membership = openraft::Membership<ReplicaId, PeerNode>;
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, super::snapshot::SnapshotData>;
@@ -106,15 +106,15 @@ pub fn vote_to_record(vote: &Vote) -> record::Vote {
 }
 
 pub fn vote_from_record(record: record::Vote) -> Vote {
-    let leader_id = LeaderId { term: record.term, voted_for: NodeId::from_u64(record.node) };
+    let leader_id = LeaderId { term: record.term, voted_for: ReplicaId::from_u64(record.node) };
     Vote { leader_id, committed: record.committed }
 }
 
 pub fn membership_to_record(membership: &Membership) -> record::Membership {
-    let voters = |config: &BTreeSet<NodeId>| record::Voters {
+    let voters = |config: &BTreeSet<ReplicaId>| record::Voters {
         nodes: config.iter().map(|node| node.to_u64()).collect(),
     };
-    let replica = |(node, peer): (&NodeId, &PeerNode)| record::Replica {
+    let replica = |(node, peer): (&ReplicaId, &PeerNode)| record::Replica {
         node: node.to_u64(),
         address: peer.address.clone(),
     };
@@ -125,11 +125,11 @@ pub fn membership_to_record(membership: &Membership) -> record::Membership {
 }
 
 pub fn membership_from_record(record: record::Membership) -> Result<Membership, Invalid> {
-    let voters = |config: record::Voters| -> BTreeSet<NodeId> {
-        config.nodes.into_iter().map(NodeId::from_u64).collect()
+    let voters = |config: record::Voters| -> BTreeSet<ReplicaId> {
+        config.nodes.into_iter().map(ReplicaId::from_u64).collect()
     };
     let replica = |replica: record::Replica| {
-        (NodeId::from_u64(replica.node), PeerNode { address: replica.address })
+        (ReplicaId::from_u64(replica.node), PeerNode { address: replica.address })
     };
     let configs: Vec<_> = record.configs.into_iter().map(voters).collect();
     let nodes: BTreeMap<_, _> = record.replicas.into_iter().map(replica).collect();
@@ -162,11 +162,13 @@ pub fn payload_from_record(record: record::log_entry::Payload) -> Result<EntryPa
 
 #[cfg(test)]
 mod tests {
+    use drover_core::ids::NodeId;
+
     use super::*;
 
     #[test]
     fn a_membership_survives_its_record() {
-        let node = |number| NodeId::new(number, 0);
+        let node = |number| ReplicaId::first(NodeId::new(number, 0));
         let peer = |port: u16| PeerNode { address: format!("127.0.0.1:{port}") };
         let configs = vec![BTreeSet::from([node(1), node(2)]), BTreeSet::from([node(2)])];
         let nodes = BTreeMap::from([(node(1), peer(1)), (node(2), peer(2)), (node(3), peer(3))]);

@@ -122,7 +122,7 @@ impl Storage for RocksStorage {
 
     fn fences(&self) -> Result<Vec<(GroupId, Fence)>, Error> {
         self.database.failure.check()?;
-        Ok(self.fence.found())
+        Ok(self.fence.fences())
     }
 
     fn write_fence(&self, group: GroupId, fence: Fence) {

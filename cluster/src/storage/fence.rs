@@ -30,7 +30,6 @@ type Fences = BTreeMap<GroupId, Fence>;
 /// The fence file of a store. Dropping it writes what was noted.
 #[derive(Debug)]
 pub(super) struct FenceFile {
-    found: Fences,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -71,10 +70,10 @@ impl FenceFile {
             }
             Err(error) => return Err(failed(path, &error)),
         };
-        let found = decode(&bytes).ok_or_else(|| Error::Corrupt {
+        let fences = decode(&bytes).ok_or_else(|| Error::Corrupt {
             what: format!("the fence file {} does not match its checksum", path.display()),
         })?;
-        let noted = Noted { fences: found.clone(), version: 0, written: 0, is_closed: false };
+        let noted = Noted { fences, version: 0, written: 0, is_closed: false };
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             noted: Mutex::new(noted),
@@ -89,12 +88,12 @@ impl FenceFile {
                 move || shared.write_behind(&failure)
             })
             .map_err(|error| Error::Io { what: format!("no thread for the fence: {error}") })?;
-        Ok(Self { found, shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// What was in the file when it was opened.
-    pub(super) fn found(&self) -> Vec<(GroupId, Fence)> {
-        self.found.iter().map(|(group, fence)| (*group, *fence)).collect()
+    /// What was in the file when it was opened, or was noted since.
+    pub(super) fn fences(&self) -> Vec<(GroupId, Fence)> {
+        self.shared.lock().fences.iter().map(|(group, fence)| (*group, *fence)).collect()
     }
 
     pub(super) fn note(&self, group: GroupId, fence: Fence) {
@@ -250,11 +249,11 @@ mod tests {
         let path = folder.path().join("fence");
         FenceFile::create(&path).unwrap();
         let file = open(&path).unwrap();
-        assert_eq!(file.found(), []);
+        assert_eq!(file.fences(), []);
         file.note(group(0), fence(4));
         file.note(group(7), fence(5));
         drop(file);
-        assert_eq!(open(&path).unwrap().found(), [(group(0), fence(4)), (group(7), fence(5))]);
+        assert_eq!(open(&path).unwrap().fences(), [(group(0), fence(4)), (group(7), fence(5))]);
     }
 
     #[test]
@@ -265,7 +264,7 @@ mod tests {
         let file = open(&path).unwrap();
         file.note(group(1), fence(9));
         file.write_now(group(1), fence(4)).unwrap();
-        assert_eq!(open(&path).unwrap().found(), [(group(1), fence(4))]);
+        assert_eq!(open(&path).unwrap().fences(), [(group(1), fence(4))]);
     }
 
     #[test]

@@ -182,7 +182,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// `done` is called when everything written before is fsynced. Calls are answered in order.
     fn sync(&self, done: OnDurable);
 
-    /// The fences as they were found when the store was opened.
+    /// The fences as they were found when the store was opened, or as they were written since.
     fn fences(&self) -> Result<Vec<(GroupId, Fence)>, Error>;
 
     /// Notes a new fence. It is written behind, by the store's own pace, and never ahead of what is durable: call it

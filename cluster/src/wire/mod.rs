@@ -5,6 +5,7 @@ pub mod delivery;
 pub mod events;
 pub mod json;
 mod mail;
+mod membership;
 pub mod message;
 pub mod method;
 pub mod problem;

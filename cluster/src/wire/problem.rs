@@ -9,7 +9,7 @@ use drover_core::meta::MetaRefusal;
 use drover_core::method::MethodFailure;
 use drover_proto::cluster as proto;
 
-use super::{method, record};
+use super::{membership, method, record};
 
 /// Why a request was not carried out at the node that was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl From<proto::Problem> for Failure {
     }
 }
 
-fn of(kind: &str) -> proto::Problem {
+pub(super) fn of(kind: &str) -> proto::Problem {
     proto::Problem { kind: kind.to_owned(), ..proto::Problem::default() }
 }
 
@@ -192,6 +192,7 @@ fn of_meta_refusal(refusal: MetaRefusal) -> proto::Problem {
         MetaRefusal::AuthorityIsProven { name } => {
             proto::Problem { name, ..of("meta_authority_is_proven") }
         }
+        MetaRefusal::Membership(refusal) => membership::of_refusal(refusal),
     }
 }
 
@@ -287,20 +288,32 @@ fn meta_refusal(problem: &proto::Problem) -> Option<MetaRefusal> {
         }
         "meta_authority_code_replaced" => MetaRefusal::AuthorityCodeReplaced { name },
         "meta_authority_is_proven" => MetaRefusal::AuthorityIsProven { name },
+        kind if kind.starts_with(membership::PREFIX) => {
+            MetaRefusal::Membership(membership::refusal(problem)?)
+        }
         _ => return None,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use drover_core::ids::{GroupId, ShardCount, ShardId};
     use drover_core::mailbox::Ending;
+    use drover_core::membership::MembershipRefusal;
 
     use super::*;
+
+    fn of_members(refusal: MembershipRefusal) -> Failure {
+        Failure::RefusedByMeta(MetaRefusal::Membership(refusal))
+    }
 
     #[test]
     fn every_failure_means_the_same_on_the_other_side() {
         let device: DeviceId = "pump-7".parse().expect("a legal id");
         let module = device.module(&"ai".parse().expect("a legal id"));
+        let node = NodeId::new(7, 2);
+        let count = ShardCount::new(16).expect("a legal count");
+        let shard = ShardId::new(3, count).expect("a shard of 16");
         let failures = [
             Failure::Refused(Refusal::DeviceNotFound { device: device.clone() }),
             Failure::Refused(Refusal::DeviceAlreadyExists { device: device.clone() }),
@@ -343,6 +356,20 @@ mod tests {
             Failure::RefusedByMeta(MetaRefusal::TooManyAuthorities { limit: 25 }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityCodeReplaced { name: "a".into() }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityIsProven { name: "a".into() }),
+            of_members(MembershipRefusal::TokenUnknown),
+            of_members(MembershipRefusal::TokenUsed { node }),
+            of_members(MembershipRefusal::TokenExpired),
+            of_members(MembershipRefusal::TooManyTokens { limit: 64 }),
+            of_members(MembershipRefusal::SignerExists),
+            of_members(MembershipRefusal::NumberTaken { number: 7 }),
+            of_members(MembershipRefusal::AddressTaken { address: "a:1".into() }),
+            of_members(MembershipRefusal::TooManyMembers { limit: 9 }),
+            of_members(MembershipRefusal::MemberNotFound { node }),
+            of_members(MembershipRefusal::TooFewMembers { left: 2, replicas: 3 }),
+            of_members(MembershipRefusal::IsAlive { node }),
+            of_members(MembershipRefusal::LosesQuorum { group: GroupId::Shard(shard), left: 1 }),
+            of_members(MembershipRefusal::StillHolds { node }),
+            of_members(MembershipRefusal::NoSuchMove { shard }),
             Failure::Method(MethodFailure::NotConnected),
             Failure::Method(MethodFailure::NotSubscribed),
             Failure::Method(MethodFailure::Moving),

@@ -13,6 +13,7 @@ use drover_proto::admin::authorities_client::AuthoritiesClient;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
+use drover_proto::admin::members_client::MembersClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::methods_client::MethodsClient;
 use drover_proto::admin::modules_client::ModulesClient;
@@ -155,6 +156,12 @@ impl Client {
     pub(crate) fn methods(&self) -> MethodsClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         MethodsClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn members(&self) -> MembersClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        MembersClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

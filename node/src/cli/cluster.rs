@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use drover_proto::admin::{
-    ClusterStatus, GetStatusRequest, InitializeRequest, InitializeResponse, Member, NodeStatus,
-    Permission, ReplicaStatus, ShardStatus,
+    ClusterStatus, GetStatusRequest, InitializeRequest, InitializeResponse, Member, MemberState,
+    NodeStatus, Permission, ReplicaStatus, ShardStatus,
 };
 use serde_json::{Value, json};
 
 use super::client::{Client, HubArguments};
 use super::output::{Form, Output, Table, counted};
-use super::{Failure, files, json as values, policies};
+use super::{Failure, files, json as values, members, policies};
+
+/// Often enough to see something move, seldom enough to cost nothing.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -23,7 +27,23 @@ pub(super) enum Command {
         /// Show each shard, too.
         #[arg(long)]
         shards: bool,
+        /// Show it anew every two seconds.
+        #[arg(long)]
+        watch: bool,
     },
+    /// Make a token with which one node can join: drover node --join TOKEN …
+    JoinToken(members::JoinToken),
+    /// Move away what a node leads and holds, and its sessions: before it is stopped for long, or removed.
+    Drain(members::Node),
+    /// Let a drained node have its share again.
+    Undrain(members::Node),
+    /// Take out a node that is dead, or drained, and restore elsewhere what it had.
+    Remove(members::Node),
+    /// Let a replica that was stopped begin anew from the others: its data could not be trusted.
+    Rebuild(members::Rebuild),
+    /// Show, pause or take back what moves between nodes.
+    #[command(subcommand)]
+    Moves(members::Moves),
 }
 
 #[derive(Debug, Args)]
@@ -72,10 +92,17 @@ pub(super) async fn call(
 ) -> Result<(), Failure> {
     match command {
         Command::Init(arguments) => init(arguments, connection, out).await,
-        Command::Status { shards } => {
+        Command::Status { shards, watch: false } => {
             let status = status(&connection.client()?).await?;
             show(&status, shards, out)
         }
+        Command::Status { shards, watch: true } => watch(shards, connection, out).await,
+        Command::JoinToken(arguments) => members::join_token(arguments, connection, out).await,
+        Command::Drain(node) => members::drain(node, connection, out).await,
+        Command::Undrain(node) => members::undrain(node, connection, out).await,
+        Command::Remove(node) => members::remove(node, connection, out).await,
+        Command::Rebuild(replica) => members::rebuild(replica, connection, out).await,
+        Command::Moves(command) => members::moves(command, connection, out).await,
     }
 }
 
@@ -119,6 +146,24 @@ pub(super) async fn status(client: &Client) -> Result<ClusterStatus, Failure> {
     Ok(client.cluster().get_status(request).await?.into_inner())
 }
 
+/// Until nobody reads it any more, or it is interrupted. What cannot be asked at the moment can be soon.
+async fn watch(
+    shards: bool,
+    connection: &HubArguments,
+    out: &mut Output<'_>,
+) -> Result<(), Failure> {
+    let client = connection.client()?;
+    loop {
+        let status = status(&client).await;
+        out.clear()?;
+        match status {
+            Ok(status) => show(&status, shards, out)?,
+            Err(failure) => out.line(&failure.to_string())?,
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
 fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<(), Failure> {
     if out.form() == Form::Json {
         return out.json(&status_json(status));
@@ -137,13 +182,17 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
     if shards {
         out.table(&shards_table(&status.shards))?;
     }
-    Ok(())
+    if status.moves.is_empty() && !status.moves_paused {
+        return Ok(());
+    }
+    members::show(status, out)
 }
 
 fn nodes_table(nodes: &[NodeStatus]) -> Table {
     let mut table = Table::new(&[
         "NODE",
         "REACHABLE",
+        "STATE",
         "ADDRESS",
         "ZONE",
         "VERSION",
@@ -158,6 +207,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
         table.row([
             node_name(&member),
             if node.reachable { "yes".to_owned() } else { "NO".to_owned() },
+            state_name(node).to_owned(),
             member.admin_address,
             member.zone,
             node.version.clone(),
@@ -169,6 +219,15 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
         ]);
     }
     table
+}
+
+fn state_name(node: &NodeStatus) -> &'static str {
+    match node.state() {
+        MemberState::Unspecified => "",
+        MemberState::Active => "active",
+        MemberState::Drained => "drained",
+        MemberState::Removed => "leaving",
+    }
 }
 
 fn node_name(member: &Member) -> String {
@@ -219,6 +278,8 @@ fn status_json(status: &ClusterStatus) -> Value {
         "deviceCount": status.device_count,
         "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "shards": status.shards.iter().map(shard_json).collect::<Vec<_>>(),
+        "moves": status.moves.iter().map(members::move_json).collect::<Vec<_>>(),
+        "movesPaused": status.moves_paused,
     })
 }
 
@@ -231,6 +292,7 @@ fn node_json(node: &NodeStatus) -> Value {
         "adminAddress": member.admin_address,
         "zone": member.zone,
         "reachable": node.reachable,
+        "state": state_name(node),
         "version": node.version,
         "replicas": node.replicas,
         "leaders": node.leaders,
@@ -302,8 +364,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(bytes).expect("it is text"),
             "Cluster c: 1 node, 1 shard (1 group without a leader), 0 devices\n\
-             NODE  REACHABLE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  PROBLEMS\n\
-             1     yes        hub:7443  -     0.1.0    0         0        0         3 MiB      disk is full\n\
+             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  PROBLEMS\n\
+             1     yes        -      hub:7443  -     0.1.0    0         0        0         3 MiB      disk is full\n\
              SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  FIRST  NEXT  DEVICES\n\
              0      NONE    0     0          1(4)            0      0     0\n"
         );

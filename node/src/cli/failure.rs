@@ -98,6 +98,21 @@ impl From<crate::config::load::Error> for Failure {
     }
 }
 
+impl From<crate::join::Error> for Failure {
+    fn from(error: crate::join::Error) -> Self {
+        use crate::join::Error;
+        let text = error.to_string();
+        match error {
+            Error::Token { .. } | Error::NotEmpty { .. } | Error::NoAddress { .. } => {
+                Self::Usage(text)
+            }
+            Error::File { .. } | Error::Unreachable(_) | Error::Refused(_) | Error::Answer(_) => {
+                Self::Failed(text)
+            }
+        }
+    }
+}
+
 impl From<run::Error> for Failure {
     fn from(error: run::Error) -> Self {
         Self::Run(error)

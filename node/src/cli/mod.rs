@@ -18,6 +18,7 @@ mod files;
 mod follow;
 mod hub;
 mod json;
+mod members;
 mod messages;
 mod methods;
 mod modules;
@@ -143,6 +144,17 @@ mod tests {
             "drover authorities create factory --certificate ca.pem",
             "drover authorities verify factory --certificate -",
             "drover cluster status --shards",
+            "drover cluster status --watch",
+            "drover cluster join-token --ttl 2h",
+            "drover node --join drover-join-1.AAAA --number 4 --zone b --peer-address 10.0.0.4:7070",
+            "drover cluster drain 3",
+            "drover cluster undrain 3",
+            "drover cluster remove 3",
+            "drover cluster rebuild --node 2 --shard 5",
+            "drover cluster moves pause",
+            "drover cluster moves resume",
+            "drover cluster moves cancel",
+            "drover cluster moves show",
             "drover policies put reader --permissions registry-read,service-connect",
             "drover completion bash",
         ] {

@@ -37,6 +37,14 @@ impl<'a> Output<'a> {
         self.write(&printable(text))
     }
 
+    /// An empty screen for people; for programs nothing, since each line stands for itself.
+    pub(crate) fn clear(&mut self) -> Result<(), Failure> {
+        match self.form {
+            Form::People => self.write("\x1b[2J\x1b[H"),
+            Form::Json => Ok(()),
+        }
+    }
+
     /// A JSON value on a line of its own.
     pub(crate) fn json(&mut self, value: &Value) -> Result<(), Failure> {
         self.write(&json_text(value))

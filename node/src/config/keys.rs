@@ -2,7 +2,10 @@
 
 /// `section.key`, and a sentence: what it does, and for a limit the reason for its default.
 pub const KEYS: &[(&str, &str)] = &[
-    ("node.number", "which member this is; it must be one of peers"),
+    (
+        "node.number",
+        "which member this is; it must be one of peers. Who joins by a token gets it then",
+    ),
     (
         "node.generation",
         "raise it by one when the node comes back with an empty disk: it is then another member",
@@ -17,8 +20,16 @@ pub const KEYS: &[(&str, &str)] = &[
         "names that devices and tokens may call this hub by, besides those in tls.certificate",
     ),
     (
+        "node.peer_address",
+        "host:port where other nodes reach a node that joins by a token; empty: listen.peer, if that is one address",
+    ),
+    (
+        "node.admin_address",
+        "host:port of its admin API, likewise; empty: the host of node.peer_address and the port of listen.grpc",
+    ),
+    (
         "peers",
-        "all members of the cluster, this one too: number, generation, peer_address, admin_address, zone; empty for a single node",
+        "all founding members of the cluster, this one too: number, generation, peer_address, admin_address, zone; empty for a single node, and for one that joins by a token",
     ),
     ("listen.peer", "where other nodes connect (mutual TLS)"),
     ("listen.mqtts", "MQTT over TLS for devices, or off"),
@@ -93,6 +104,10 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "limits.request_timeout",
         "a request that has no answer by then is answered with unknown; ten elections fit in",
+    ),
+    (
+        "limits.drained_sessions_per_second",
+        "sessions that a drained node ends in a second; the others can take some hundred logins each",
     ),
     ("limits.grpc_requests", "gRPC calls of one connection at once; more wait at the client"),
     (

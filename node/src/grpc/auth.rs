@@ -3,7 +3,7 @@
 //! Three credentials are known. A token that an access policy signed (`authorization: SharedAccessSignature sr=…`); a
 //! client certificate with a policy's name as its common name, where the listener has verified it against the CA for
 //! clients; and the bootstrap token of a node (`authorization: Bearer …`), which is in its data folder and opens what
-//! must work before there are policies. What each method asks for stands in [`permissions`](super::permissions).
+//! must work before there are policies. A node that joins has a fourth for its one call: a join token. What each method asks for stands in [`permissions`](super::permissions).
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use drover_cluster::Cluster;
 use drover_cluster::core::access::Permission;
+use drover_cluster::core::membership::MembershipRefusal;
 use drover_cluster::core::meta::{Meta, Policy};
 use futures::future::{Either, Ready, ready};
 use http::header::AUTHORIZATION;
@@ -24,8 +25,8 @@ use tracing::debug;
 use super::listener::Peer;
 use super::permissions::{Rule, rule};
 use super::status;
-use crate::tls::Proven;
-use crate::{clock, identity};
+use crate::tls::{Proven, signer};
+use crate::{clock, identity, join};
 
 const HOW_TO_AUTHENTICATE: &str = "send `authorization: SharedAccessSignature sr=…&sig=…&se=…&skn=…`, made with a key of an \
      access policy, or connect with a client certificate of a policy";
@@ -63,6 +64,8 @@ pub(crate) enum Caller {
     Bootstrap,
     /// The holder of a key or a certificate of this policy, as it was when the call began.
     Policy { name: String, policy: Policy, expires_s: u64 },
+    /// The holder of a join token that is known, used or not.
+    Joining { token: String },
     /// Methods that ask for nothing.
     Anyone,
 }
@@ -71,7 +74,7 @@ impl Caller {
     /// Whether a stream that this caller opened may go on: what it presented has not expired and its policy is the same.
     pub(crate) fn still_stands(&self, meta: Option<&Meta>, now_s: u64) -> bool {
         match self {
-            Self::Bootstrap | Self::Anyone => true,
+            Self::Bootstrap | Self::Joining { .. } | Self::Anyone => true,
             Self::Policy { name, policy, expires_s } => {
                 now_s < *expires_s && meta.and_then(|meta| meta.policies.get(name)) == Some(policy)
             }
@@ -127,6 +130,7 @@ impl Rules {
         };
         let (allowed, bootstrap) = match rule {
             Rule::Open => return Ok(Caller::Anyone),
+            Rule::JoinToken => return joining(presented, meta),
             Rule::Bootstrap => (None, true),
             Rule::Policy(permissions) => (Some(permissions), false),
             Rule::PolicyOrBootstrap(permissions) => (Some(permissions), true),
@@ -190,6 +194,21 @@ impl Rules {
     }
 }
 
+/// Whether the token can be used still is decided when it is: only then is it used.
+fn joining(presented: Presented<'_>, meta: Option<&Meta>) -> Result<Caller, Status> {
+    let known = || {
+        let credential = presented.authorization?.strip_prefix("Join ")?;
+        let (id, secret) = join::token::parse_credential(credential)?;
+        let token = meta?.membership.tokens.get(id)?;
+        let digest = signer::digest(&secret);
+        bool::from(token.digest.ct_eq(&digest)).then(|| Caller::Joining { token: id.to_owned() })
+    };
+    known().ok_or_else(|| {
+        let unknown = MembershipRefusal::TokenUnknown.to_string();
+        status::refused(Code::Unauthenticated, "JOIN_TOKEN_UNKNOWN", &unknown)
+    })
+}
+
 fn unauthenticated(text: &str) -> Status {
     status::refused(Code::Unauthenticated, "UNAUTHENTICATED", text)
 }
@@ -248,6 +267,7 @@ mod tests {
     };
     use drover_cluster::core::device::Key;
     use drover_cluster::core::ids::ShardCount;
+    use drover_cluster::core::membership::Membership;
 
     use super::*;
     use crate::identity::{device_token, policy_token};
@@ -288,6 +308,7 @@ mod tests {
                 .map(|(name, policy)| (name.to_owned(), policy))
                 .collect(),
             authorities: BTreeMap::new(),
+            membership: Membership::default(),
             version: 1,
         }
     }

@@ -13,6 +13,7 @@ mod cursors;
 mod devices;
 mod guard;
 mod listener;
+mod members;
 mod messages;
 mod methods;
 mod modules;
@@ -31,10 +32,12 @@ use drover_proto::admin::authorities_server::AuthoritiesServer;
 use drover_proto::admin::cluster_server::ClusterServer;
 use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
+use drover_proto::admin::members_server::MembersServer;
 use drover_proto::admin::messages_server::MessagesServer;
 use drover_proto::admin::methods_server::MethodsServer;
 use drover_proto::admin::modules_server::ModulesServer;
 use drover_proto::admin::twins_server::TwinsServer;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -64,6 +67,8 @@ pub struct Api {
     pub host_names: Vec<String>,
     /// Lets the owner of this node's data folder initialize the cluster. `None`: nobody can at this node.
     pub bootstrap: Option<BootstrapToken>,
+    /// Whose certificates this node accepts from peers by its configuration: a node that joins is told.
+    pub peer_authorities: Vec<CertificateDer<'static>>,
 }
 
 /// How much callers may ask for.
@@ -126,7 +131,7 @@ fn routes(
     health: HealthServer<HealthService>,
     stop: CancellationToken,
 ) -> Routes {
-    let Api { cluster, bus, .. } = api;
+    let Api { cluster, bus, peer_authorities, .. } = api;
     let readers = guard::Readers::new(cluster.clone(), stop);
     let bytes_max = limits.request_bytes_max;
     let devices = devices::DevicesService { cluster: cluster.clone(), readers: readers.clone() };
@@ -136,6 +141,8 @@ fn routes(
     let methods = methods::MethodsService { cluster: cluster.clone() };
     let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers };
     let authorities = authorities::AuthoritiesService { cluster: cluster.clone() };
+    let members =
+        members::MembersService { cluster: cluster.clone(), authorities: peer_authorities };
     let cluster = cluster::ClusterService { cluster };
     Routes::new(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
@@ -147,6 +154,7 @@ fn routes(
         .add_service(CommandsServer::new(commands).max_decoding_message_size(bytes_max))
         .add_service(AuthoritiesServer::new(authorities).max_decoding_message_size(bytes_max))
         .add_service(MethodsServer::new(methods).max_decoding_message_size(bytes_max))
+        .add_service(MembersServer::new(members).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(cluster).max_decoding_message_size(bytes_max))
 }
 
@@ -174,6 +182,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
         "drover.admin.v1.Authorities",
         "drover.admin.v1.Methods",
         "drover.admin.v1.Cluster",
+        "drover.admin.v1.Members",
     ];
     loop {
         let status = match cluster.ready() {

@@ -13,6 +13,8 @@ pub(crate) enum Rule {
     Open,
     /// The bootstrap token of a node, whatever its policy: there are no policies yet.
     Bootstrap,
+    /// A join token, whatever becomes of it afterwards.
+    JoinToken,
     /// A policy with one of these permissions.
     Policy(&'static [Permission]),
     /// A policy with one of these permissions, or the bootstrap token of the node.
@@ -78,6 +80,15 @@ const RULES: &[(&str, Rule)] = &[
     ("/drover.admin.v1.Cluster/ListPolicies", Rule::PolicyOrBootstrap(&[ClusterAdmin])),
     ("/drover.admin.v1.Cluster/PutPolicy", ADMIN),
     ("/drover.admin.v1.Cluster/DeletePolicy", ADMIN),
+    ("/drover.admin.v1.Members/CreateJoinToken", ADMIN),
+    ("/drover.admin.v1.Members/Join", Rule::JoinToken),
+    ("/drover.admin.v1.Members/DrainNode", ADMIN),
+    ("/drover.admin.v1.Members/UndrainNode", ADMIN),
+    ("/drover.admin.v1.Members/RemoveNode", ADMIN),
+    ("/drover.admin.v1.Members/RebuildReplica", ADMIN),
+    ("/drover.admin.v1.Members/PauseMoves", ADMIN),
+    ("/drover.admin.v1.Members/ResumeMoves", ADMIN),
+    ("/drover.admin.v1.Members/CancelMoves", ADMIN),
     ("/grpc.health.v1.Health/Check", Rule::Open),
     ("/grpc.health.v1.Health/List", Rule::Open),
     ("/grpc.health.v1.Health/Watch", Rule::Open),

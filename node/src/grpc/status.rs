@@ -17,6 +17,7 @@
 use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::core::change::Refusal;
+use drover_cluster::core::membership::MembershipRefusal;
 use drover_cluster::core::meta::MetaRefusal;
 use drover_cluster::core::method::MethodFailure;
 pub use drover_cluster::wire::Invalid;
@@ -167,6 +168,29 @@ fn meta_meaning(refusal: &MetaRefusal) -> Meaning {
         MetaRefusal::TooManyAuthorities { .. } => (Code::ResourceExhausted, "TOO_MANY_AUTHORITIES"),
         MetaRefusal::AuthorityCodeReplaced { .. } => (Code::Aborted, "AUTHORITY_CODE_REPLACED"),
         MetaRefusal::AuthorityIsProven { .. } => (Code::FailedPrecondition, "AUTHORITY_IS_PROVEN"),
+        MetaRefusal::Membership(refusal) => return membership_meaning(refusal),
+    };
+    Meaning::of(code, reason)
+}
+
+fn membership_meaning(refusal: &MembershipRefusal) -> Meaning {
+    let (code, reason) = match refusal {
+        MembershipRefusal::TokenUnknown => (Code::Unauthenticated, "JOIN_TOKEN_UNKNOWN"),
+        MembershipRefusal::TokenUsed { .. } => (Code::Unauthenticated, "JOIN_TOKEN_USED"),
+        MembershipRefusal::TokenExpired => (Code::Unauthenticated, "JOIN_TOKEN_EXPIRED"),
+        MembershipRefusal::TooManyTokens { .. } => {
+            (Code::ResourceExhausted, "TOO_MANY_JOIN_TOKENS")
+        }
+        MembershipRefusal::SignerExists => (Code::Aborted, "SIGNER_EXISTS"),
+        MembershipRefusal::NumberTaken { .. } => (Code::AlreadyExists, "NODE_NUMBER_TAKEN"),
+        MembershipRefusal::AddressTaken { .. } => (Code::AlreadyExists, "NODE_ADDRESS_TAKEN"),
+        MembershipRefusal::TooManyMembers { .. } => (Code::ResourceExhausted, "TOO_MANY_MEMBERS"),
+        MembershipRefusal::MemberNotFound { .. } => (Code::NotFound, "MEMBER_NOT_FOUND"),
+        MembershipRefusal::TooFewMembers { .. } => (Code::FailedPrecondition, "TOO_FEW_MEMBERS"),
+        MembershipRefusal::IsAlive { .. } => (Code::FailedPrecondition, "NODE_IS_ALIVE"),
+        MembershipRefusal::LosesQuorum { .. } => (Code::FailedPrecondition, "LOSES_QUORUM"),
+        MembershipRefusal::StillHolds { .. } => (Code::FailedPrecondition, "NODE_HOLDS_REPLICAS"),
+        MembershipRefusal::NoSuchMove { .. } => (Code::Aborted, "NO_SUCH_MOVE"),
     };
     Meaning::of(code, reason)
 }

@@ -32,6 +32,7 @@ mod tests {
     use drover_core::access::Permission;
     use drover_core::device::Key;
     use drover_core::ids::ShardCount;
+    use drover_core::membership::Membership;
     use drover_core::meta::Policy;
     use futures::FutureExt;
 
@@ -53,6 +54,7 @@ mod tests {
             placement: BTreeMap::new(),
             policies: BTreeMap::from([("device".to_owned(), policy)]),
             authorities: BTreeMap::new(),
+            membership: Membership::default(),
             version: 1,
         })
     }

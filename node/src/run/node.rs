@@ -13,11 +13,12 @@ use drover_cluster::storage::{self, RocksStorage, Storage};
 use drover_core::ids::NodeId;
 use drover_core::mailbox;
 use drover_core::stream::Retention;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 use x509_parser::extensions::GeneralName;
 
 use super::certificates::Certificates;
@@ -31,7 +32,7 @@ use crate::{grpc, http, mqtt, tls};
 /// Everything that was started.
 pub(super) struct RunningNode {
     cluster: Cluster,
-    certificates: Certificates,
+    certificates: Arc<Certificates>,
     mqtt: mqtt::Server,
     https: JoinHandle<()>,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -47,6 +48,7 @@ impl RunningNode {
         let storage = open_storage(config).await?;
         let (certificates, peer_network) =
             Certificates::load(&config.tls, sockets.peer).map_err(failed)?;
+        let certificates = Arc::new(certificates);
         let (peers, incoming) = start_peers(config, peer_network);
         let cluster = Cluster::start(cluster_config(config), storage, peers, incoming)
             .await
@@ -71,9 +73,12 @@ impl RunningNode {
             bus: Bus::start(cluster.live()),
             host_names,
             bootstrap: Some(bootstrap),
+            peer_authorities: certificates.peer_authorities.clone(),
         };
+        tokio::spawn(trust_signer(cluster.clone(), Arc::clone(&certificates)));
+        let name = tls::authority::node_name(node_id(config));
         let tls = grpc::Tls {
-            config: certificates.server.config(),
+            config: certificates.server.config_beside(name, &certificates.own),
             clients: certificates.clients.clone(),
         };
         let limits = grpc_limits(&config.limits);
@@ -109,6 +114,24 @@ impl RunningNode {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         self.cluster.stop(left.as_millis() as u64).await;
+    }
+}
+
+/// Believes the cluster's own authority as soon as there is one, until the cluster is gone.
+async fn trust_signer(cluster: Cluster, certificates: Arc<Certificates>) {
+    let mut meta = cluster.watch_meta();
+    drop(cluster);
+    loop {
+        let signer = meta.borrow_and_update().as_ref().and_then(|meta| {
+            let signer = meta.membership.signer.as_ref()?;
+            Some(CertificateDer::from(signer.certificate.to_vec()))
+        });
+        if let Some(Err(problem)) = signer.map(|signer| certificates.trust(signer)) {
+            error!(%problem, "nodes that joined by a token are not believed yet");
+        }
+        if meta.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -201,6 +224,7 @@ fn cluster_config(config: &Config) -> cluster_config::Config {
             node_bytes_max: limits.request_bytes.bytes() as usize,
             shard_requests_max: limits.requests_per_shard as usize,
             device_requests_max: limits.requests_per_device as usize,
+            drained_sessions_per_second: limits.drained_sessions_per_second as usize,
             device_rate: (limits.device_messages_per_second > 0).then_some(rate),
             gone_after: config.presence.gone_after.as_duration(),
             ..cluster_config::Limits::default()

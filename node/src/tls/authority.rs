@@ -17,8 +17,8 @@ use time::{Duration, OffsetDateTime};
 use super::{Error, KeyPair};
 
 /// Clocks of clients may be behind by this much.
-const BACKDATED: Duration = Duration::days(1);
-const AUTHORITY_LIFETIME: Duration = Duration::days(3650);
+pub(super) const BACKDATED: Duration = Duration::days(1);
+pub(super) const AUTHORITY_LIFETIME: Duration = Duration::days(3650);
 /// The longest that clients accept of a server certificate.
 const CERTIFICATE_LIFETIME: Duration = Duration::days(825);
 
@@ -128,7 +128,7 @@ fn create(
 }
 
 /// Writes beside the file and renames, so that a crash leaves the old one or the new one.
-fn write_secret(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), Error> {
     let temporary = path.with_extension("new");
     let written = OpenOptions::new()
         .write(true)

@@ -11,6 +11,7 @@ use drover_proto::admin::authorities_client::AuthoritiesClient;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
+use drover_proto::admin::members_client::MembersClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::methods_client::MethodsClient;
 use drover_proto::admin::modules_client::ModulesClient;
@@ -60,6 +61,7 @@ pub struct Admin {
     pub authorities: AuthoritiesClient<Service>,
     pub methods: MethodsClient<Service>,
     pub cluster: ClusterClient<Service>,
+    pub members: MembersClient<Service>,
     token: Option<String>,
 }
 
@@ -113,7 +115,8 @@ impl Admin {
             commands: CommandsClient::new(service.clone()),
             authorities: AuthoritiesClient::new(service.clone()),
             methods: MethodsClient::new(service.clone()),
-            cluster: ClusterClient::new(service),
+            cluster: ClusterClient::new(service.clone()),
+            members: MembersClient::new(service),
             token,
         })
     }

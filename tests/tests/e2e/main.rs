@@ -10,6 +10,7 @@ mod dev;
 mod disk;
 mod elsewhere;
 mod failover;
+mod join;
 mod methods;
 mod metrics;
 mod modules;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount, ShardId};
+use drover_core::membership::Membership;
 use drover_core::meta::{Member, Meta};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -222,6 +223,7 @@ impl Cluster {
             placement: shard_count.shards().map(replicas).collect(),
             policies: BTreeMap::new(),
             authorities: BTreeMap::new(),
+            membership: Membership::default(),
             version: 0,
         }
     }

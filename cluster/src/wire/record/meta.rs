@@ -12,7 +12,7 @@ use drover_core::placement::Placement;
 use drover_proto::record::{self, authority_change, meta_change::Kind};
 
 use super::device::{key_from_record, key_to_record, status};
-use super::{decode, encode, required};
+use super::{decode, encode, membership, required};
 use crate::wire::Invalid;
 
 pub fn meta_to_bytes(meta: &Meta) -> Bytes {
@@ -35,6 +35,7 @@ pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
         MetaChange::Authority { name, change } => {
             Kind::Authority(authority_change_to_record(name, change))
         }
+        MetaChange::Membership(change) => Kind::Members(membership::change_to_record(change)),
         MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
             expected_version: *expected_version,
             placements: placement_to_record(placement),
@@ -60,18 +61,14 @@ pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
             let (name, change) = authority_change_from_record(change)?;
             MetaChange::Authority { name, change }
         }
+        Kind::Members(change) => MetaChange::Membership(membership::change_from_record(change)?),
         Kind::PutSetting(_) => return Err(Invalid::new("meta_change.kind", "is not known")),
     };
     Ok(MetaEntry { at: LogTime::new(entry.at_ms), change })
 }
 
 fn meta_to_record(meta: &Meta) -> record::Meta {
-    let member = |(node, member): (&NodeId, &Member)| record::NodeMember {
-        node_id: node.to_u64(),
-        peer_address: member.peer_address.clone(),
-        admin_address: member.admin_address.clone(),
-        zone: member.zone.clone(),
-    };
+    let member = |(node, member): (&NodeId, &Member)| member_to_record(*node, member);
     let policy = |(name, policy): (&String, &Policy)| policy_to_record(name, policy);
     record::Meta {
         cluster_id: meta.cluster_id.clone(),
@@ -83,22 +80,18 @@ fn meta_to_record(meta: &Meta) -> record::Meta {
         version: meta.version,
         settings: Vec::new(),
         authorities: meta.authorities.iter().map(authority_to_record).collect(),
+        changing: Some(membership::to_record(&meta.membership)),
     }
 }
 
 fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
-    let member = |member: record::NodeMember| {
-        let node = NodeId::from_u64(member.node_id);
-        let record::NodeMember { peer_address, admin_address, zone, .. } = member;
-        (node, Member { peer_address, admin_address, zone })
-    };
     let shard_count = ShardCount::new(meta.shard_count);
     let replication_factor = u8::try_from(meta.replication_factor).ok();
     Ok(Meta {
         cluster_id: meta.cluster_id,
         shard_count: required("meta.shard_count", shard_count)?,
         replication_factor: required("meta.replication_factor", replication_factor)?,
-        members: meta.members.into_iter().map(member).collect(),
+        members: meta.members.into_iter().map(member_from_record).collect(),
         placement: placement_from_record(meta.placements)?,
         policies: meta
             .policies
@@ -106,8 +99,29 @@ fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
             .map(policy_from_record)
             .collect::<Result<BTreeMap<_, _>, _>>()?,
         authorities: meta.authorities.into_iter().map(authority_from_record).collect(),
+        membership: membership::from_record(meta.changing.unwrap_or_default())?,
         version: meta.version,
     })
+}
+
+pub(super) fn member_to_record(node: NodeId, member: &Member) -> record::NodeMember {
+    record::NodeMember {
+        node_id: node.to_u64(),
+        peer_address: member.peer_address.clone(),
+        admin_address: member.admin_address.clone(),
+        zone: member.zone.clone(),
+    }
+}
+
+pub(super) fn member_from_record(member: record::NodeMember) -> (NodeId, Member) {
+    let record::NodeMember { node_id, peer_address, admin_address, zone } = member;
+    (NodeId::from_u64(node_id), Member { peer_address, admin_address, zone })
+}
+
+/// Any number that a shard can have: how many the cluster has is known elsewhere.
+pub(super) fn shard_from_record(number: u32) -> Result<ShardId, Invalid> {
+    let most = ShardCount::new(ShardCount::MAX).expect("the limit itself is a legal count");
+    required("shard", ShardId::new(number, most))
 }
 
 fn placement_to_record(placement: &Placement) -> Vec<record::Placement> {
@@ -119,9 +133,8 @@ fn placement_to_record(placement: &Placement) -> Vec<record::Placement> {
 }
 
 fn placement_from_record(placements: Vec<record::Placement>) -> Result<Placement, Invalid> {
-    let most = ShardCount::new(ShardCount::MAX).expect("the limit itself is a legal count");
     let shard = |placement: record::Placement| {
-        let shard = required("placement.shard", ShardId::new(placement.shard, most))?;
+        let shard = shard_from_record(placement.shard)?;
         Ok((shard, placement.replicas.into_iter().map(NodeId::from_u64).collect()))
     };
     placements.into_iter().map(shard).collect()

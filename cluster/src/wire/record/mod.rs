@@ -6,6 +6,7 @@
 mod change;
 mod device;
 mod mailbox;
+mod membership;
 mod meta;
 mod stream;
 mod twin;

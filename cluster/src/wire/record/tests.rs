@@ -9,7 +9,11 @@ use drover_core::change::{Batch, Change, Condition, DeviceChange, Message, Sende
 use drover_core::device::{Key, Status};
 use drover_core::document::{Object, Value, check_content};
 use drover_core::ids::{DeviceId, GenerationId, LogTime, NodeId, Offset, SessionEpoch};
-use drover_core::ids::{ShardCount, ShardId};
+use drover_core::ids::{ReplicaId, ShardCount, ShardId};
+use drover_core::membership::{
+    Departure, JoinToken, Joined, Joining, Membership, MembershipChange, Move, PlannedMove,
+    PrivateKey, Signer,
+};
 use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
 use drover_proto::record;
 use proptest::prelude::*;
@@ -98,7 +102,82 @@ fn meta() -> Meta {
             ("mill".to_owned(), authority(Possession::Proven)),
             ("factory".to_owned(), authority(Possession::Unproven { code: "c".to_owned() })),
         ]),
+        membership: membership(),
         version: 7,
+    }
+}
+
+fn shard() -> ShardId {
+    ShardId::new(3, ShardCount::new(16).expect("a legal count")).expect("a shard of 16")
+}
+
+fn token() -> JoinToken {
+    let used = Joined { node: NodeId::new(4, 1), key_digest: Bytes::from_static(b"key") };
+    let (digest, expires) = (Bytes::from_static(b"digest"), LogTime::new(8));
+    JoinToken { digest, expires, used: Some(used) }
+}
+
+fn signer() -> Signer {
+    let (certificate, key) = (Bytes::from_static(b"DER"), PrivateKey(Bytes::from_static(b"K")));
+    Signer { certificate, key }
+}
+
+fn membership() -> Membership {
+    let node = |number| NodeId::new(number, 0);
+    let moved = |from: Option<u32>, began: Option<u64>| Move {
+        id: 5,
+        from: from.map(node),
+        to: node(4),
+        is_cancelled: from.is_none(),
+        began: began.map(LogTime::new),
+    };
+    let other = ShardId::new(4, ShardCount::new(16).expect("a legal count")).expect("a shard");
+    Membership {
+        signer: Some(signer()),
+        tokens: BTreeMap::from([
+            ("t".to_owned(), token()),
+            ("u".to_owned(), JoinToken { used: None, ..token() }),
+        ]),
+        departures: BTreeMap::from([(node(1), Departure::Drained), (node(2), Departure::Removed)]),
+        removed: BTreeSet::from([node(9)]),
+        moves: BTreeMap::from([(shard(), moved(Some(1), Some(6))), (other, moved(None, None))]),
+        is_paused: true,
+        retired: BTreeMap::from([((shard(), node(3)), 2)]),
+    }
+}
+
+#[test]
+fn changes_of_the_members_survive() {
+    let node = NodeId::new(3, 1);
+    let member = Member {
+        peer_address: "a:1".to_owned(),
+        admin_address: "a:2".to_owned(),
+        zone: "z".to_owned(),
+    };
+    let (token_id, key_digest) = ("t".to_owned(), Bytes::from_static(b"key"));
+    let joining = Joining { token: token_id.clone(), number: Some(0), key_digest, member };
+    let planned = PlannedMove { shard: shard(), from: Some(node), to: NodeId::new(4, 0) };
+    for change in [
+        MembershipChange::SetSigner(signer()),
+        MembershipChange::AddToken { id: token_id, token: token() },
+        MembershipChange::Join(Joining { number: None, ..joining.clone() }),
+        MembershipChange::Join(joining),
+        MembershipChange::Depart { node, departure: Departure::Drained },
+        MembershipChange::Depart { node, departure: Departure::Removed },
+        MembershipChange::Return { node },
+        MembershipChange::Forget { node },
+        MembershipChange::PlanMoves {
+            expected_version: 7,
+            moves: vec![planned, PlannedMove { from: None, ..planned }],
+        },
+        MembershipChange::EndMove { shard: shard(), id: 7 },
+        MembershipChange::PauseMoves(true),
+        MembershipChange::PauseMoves(false),
+        MembershipChange::CancelMoves,
+        MembershipChange::Rebuild { shard: shard(), replica: ReplicaId::new(node, 2) },
+    ] {
+        let entry = MetaEntry { at: LogTime::new(9), change: MetaChange::Membership(change) };
+        assert_eq!(meta_entry_from_bytes(meta_entry_to_bytes(&entry)), Ok(entry));
     }
 }
 

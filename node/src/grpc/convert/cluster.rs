@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use drover_cluster::actors::cluster::{ClusterStatus, Initialization, NodeStatus, ShardStatus};
 use drover_cluster::core::access::Permission;
-use drover_cluster::core::ids::{NodeId, ShardCount};
+use drover_cluster::core::ids::{NodeId, ShardCount, ShardId};
+use drover_cluster::core::membership::{Departure, Move};
 use drover_cluster::core::meta::{Member, Policy};
 use drover_proto::admin;
 
@@ -57,10 +58,7 @@ fn member(member: admin::Member) -> Result<(NodeId, Member), Invalid> {
         ("members.peer_address", &member.peer_address),
         ("members.admin_address", &member.admin_address),
     ] {
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none() {
-            return Err(Invalid::new(field, format!("{address:?} is not host:port")));
-        }
+        check_address(field, address)?;
     }
     let node = NodeId::new(member.number, generation);
     let member = Member {
@@ -69,6 +67,11 @@ fn member(member: admin::Member) -> Result<(NodeId, Member), Invalid> {
         zone: member.zone,
     };
     Ok((node, member))
+}
+
+pub(crate) fn check_address(field: &str, address: &str) -> Result<(), Invalid> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    port.map(drop).ok_or_else(|| Invalid::new(field, format!("{address:?} is not host:port")))
 }
 
 /// A policy to be stored; empty keys are those of `current`, or made.
@@ -132,6 +135,30 @@ pub(crate) fn status(status: &ClusterStatus) -> admin::ClusterStatus {
         nodes: status.nodes.iter().map(|node| node_status(node, status)).collect(),
         shards: status.shards.iter().map(shard_status).collect(),
         device_count: status.shards.iter().map(|shard| shard.device_count).sum(),
+        moves: status.meta.membership.moves.iter().map(|m| move_status(m, status)).collect(),
+        moves_paused: status.meta.membership.is_paused,
+    }
+}
+
+fn move_status((id, m): (&ShardId, &Move), status: &ClusterStatus) -> admin::MoveStatus {
+    let shard = status.shards.iter().find(|shard| shard.shard == Some(*id));
+    let follower = shard.and_then(|s| s.followers.iter().find(|(node, _)| *node == m.to));
+    admin::MoveStatus {
+        shard: id.number(),
+        from: m.from.map(NodeId::number),
+        to: m.to.number(),
+        began: m.began.map(super::timestamp),
+        cancelled: m.is_cancelled,
+        matched_index: follower.and_then(|(_, matched)| *matched),
+        last_index: shard.map(|shard| shard.committed_index),
+    }
+}
+
+fn member_state(node: NodeId, status: &ClusterStatus) -> admin::MemberState {
+    match status.meta.membership.departures.get(&node) {
+        None => admin::MemberState::Active,
+        Some(Departure::Drained) => admin::MemberState::Drained,
+        Some(Departure::Removed) => admin::MemberState::Removed,
     }
 }
 
@@ -155,6 +182,7 @@ fn node_status(node: &NodeStatus, status: &ClusterStatus) -> admin::NodeStatus {
         started: Some(super::timestamp(node.started)),
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems.clone(),
+        state: member_state(node.node, status).into(),
     }
 }
 
@@ -166,7 +194,7 @@ fn shard_status(shard: &ShardStatus) -> admin::ShardStatus {
         problem: problem.clone(),
     };
     admin::ShardStatus {
-        shard: shard.shard.map(drover_cluster::core::ids::ShardId::number),
+        shard: shard.shard.map(ShardId::number),
         leader: shard.leader.map(NodeId::number),
         term: shard.term,
         committed_index: shard.committed_index,

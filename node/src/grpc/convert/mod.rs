@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod commands;
 pub(crate) mod devices;
 pub(crate) mod documents;
+pub(crate) mod members;
 pub(crate) mod messages;
 pub(crate) mod methods;
 pub(crate) mod modules;

@@ -7,6 +7,7 @@ use drover_core::authority::Possession;
 use drover_core::device::{Device, Key, Presence, Status};
 use drover_core::ids::{Etag, GenerationId, LogTime, ShardCount};
 use drover_core::mailbox::Head;
+use drover_core::membership::Membership;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair,
@@ -89,6 +90,7 @@ fn meta(authorities: impl IntoIterator<Item = (&'static str, Authority)>) -> Met
         placement: BTreeMap::new(),
         policies: BTreeMap::new(),
         authorities: authorities.map(|(name, authority)| (name.to_owned(), authority)).collect(),
+        membership: Membership::default(),
         version: 1,
     }
 }
