@@ -24,13 +24,14 @@ const SHARDS: u32 = 4;
 /// A cluster of real processes.
 pub struct Nodes {
     members: Vec<Node>,
-    base: u16,
     /// `None` once it is to be kept.
     folder: Option<TempDir>,
 }
 
 struct Node {
     home: PathBuf,
+    /// The first of its ports, in the order that `drover dev --ports` gives them.
+    ports: u16,
     /// Keys of the configuration that differ from what `drover dev` writes, as environment variables.
     settings: Vec<(String, String)>,
     /// The size of a file system of its own for the store, as `mount` takes it. It goes when the process goes.
@@ -88,12 +89,13 @@ impl Nodes {
         let settings: Vec<_> = settings.iter().map(|(key, value)| variable(key, value)).collect();
         let node = |number: usize| Node {
             home: folder.path().join(format!("node-{number}")),
+            ports: base + (number - 1) as u16 * PORTS_A_NODE,
             settings: settings.clone(),
             disk: None,
             process: None,
         };
         let members = (1..=count).map(node).collect();
-        Ok(Self { members, base, folder: Some(folder) })
+        Ok(Self { members, folder: Some(folder) })
     }
 
     async fn initialize(&self, count: usize) -> Result<()> {
@@ -207,30 +209,25 @@ impl Nodes {
     /// Starts a node with an empty folder that joins by a token; answers with its index.
     pub fn join(&mut self, token: &str) -> Result<usize> {
         let index = self.members.len();
-        let first = self.ports(index);
-        for port in first..first + PORTS_A_NODE {
-            TcpListener::bind(loopback(port)).with_context(|| format!("port {port} is taken"))?;
-        }
+        let ports = free_ports(PORTS_A_NODE).context("no free ports")?;
         let home = self.folder().join(format!("joined-{index}"));
         fs::create_dir_all(&home)?;
-        let at = |port: u16| format!("127.0.0.1:{}", first + port);
-        let folder = self.folder().display();
-        let config = format!(
-            "[node]\ndata = \"{}\"\nadmin_address = \"localhost:{}\"\n\n\
-             [listen]\nmqtt = \"{}\"\nmqtts = \"{}\"\ngrpc = \"{}\"\nhttp = \"{}\"\npeer = \"{}\"\nhttps = \"{}\"\n\n\
-             [tls]\ncertificate = \"{folder}/server.pem\"\nkey = \"{folder}/server.key\"\n",
-            home.join("data").display(),
-            first + 2,
-            at(0),
-            at(1),
-            at(2),
-            at(3),
-            at(4),
-            at(5),
+        let data = home.join("data");
+        let server = self.folder().join("server");
+        let mut config = format!(
+            "[node]\ndata = {data:?}\nadmin_address = \"localhost:{}\"\n\n\
+             [tls]\ncertificate = {:?}\nkey = {:?}\n\n[listen]\n",
+            ports + 2,
+            server.with_extension("pem"),
+            server.with_extension("key"),
         );
+        let listeners = ["mqtt", "mqtts", "grpc", "http", "peer", "https"];
+        for (listener, port) in listeners.iter().zip(ports..) {
+            config += &format!("{listener} = \"127.0.0.1:{port}\"\n");
+        }
         fs::write(home.join("node.toml"), config)?;
         let settings = vec![("DROVER_JOIN_TOKEN".to_owned(), token.to_owned())];
-        self.members.push(Node { home, settings, disk: None, process: None });
+        self.members.push(Node { home, ports, settings, disk: None, process: None });
         self.restart(index)?;
         Ok(index)
     }
@@ -287,9 +284,8 @@ impl Nodes {
         self.folder.as_ref().map(TempDir::path).expect("it is taken on drop only")
     }
 
-    /// The first of a node's ports, in the order that `drover dev --ports` gives them.
     fn ports(&self, index: usize) -> u16 {
-        self.base + index as u16 * PORTS_A_NODE
+        self.members[index].ports
     }
 }
 
@@ -332,15 +328,18 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
+/// The first of so many ports in a row that nobody listens on at the moment.
+fn free_ports(count: u16) -> Option<u16> {
+    let is_free = |port| TcpListener::bind(loopback(port)).is_ok();
+    let attempts = (0..PORT_ATTEMPTS).map(|_| rand::rng().random_range(PORTS));
+    attempts.into_iter().find(|first| (*first..first + count).all(is_free))
+}
+
 /// Lets `drover dev` write certificates and configurations; answers with the first port.
 fn prepare_folder(folder: &Path, count: usize) -> Result<u16> {
     let mut output = String::new();
     for _ in 0..PORT_ATTEMPTS {
-        let base = rand::rng().random_range(PORTS);
-        let last = base + PORTS_A_NODE * count as u16;
-        if (base..last).any(|port| TcpListener::bind(loopback(port)).is_err()) {
-            continue;
-        }
+        let Some(base) = free_ports(PORTS_A_NODE * count as u16) else { continue };
         let made = Command::new(program()?)
             .args(["dev", "--prepare", "--nodes", &count.to_string(), "--ports", &base.to_string()])
             .arg("--data")

@@ -261,8 +261,8 @@ impl Cluster {
         if self.is_stopping() {
             return Err("this node is stopping".to_owned());
         }
-        if self.shared.is_departing() {
-            return Err("this node is drained: it takes no sessions".to_owned());
+        if let Some(problem) = self.shared.departure() {
+            return Err(problem.to_owned());
         }
         if let Some((group, problem)) = self.shared.groups.problems().into_iter().next() {
             return Err(format!("{group} is stopped: {problem}"));
@@ -280,6 +280,10 @@ impl Cluster {
             if self.shared.groups.is_cut_off(GroupId::Shard(*shard)) {
                 return Err(format!("shard {shard} is led by nodes that are out of reach"));
             }
+        }
+        let members = self.shared.groups.get(GroupId::Meta);
+        if members.is_none_or(|group| group.leadership().borrow().leader.is_none()) {
+            return Err("the meta group has no leader".to_owned());
         }
         Ok(())
     }

@@ -90,7 +90,6 @@ impl Cluster {
     }
 
     /// Takes back what has begun and is not done, and pauses.
-
     pub async fn cancel_moves(&self) -> Result<(), Error> {
         self.change_members(MembershipChange::CancelMoves).await
     }

@@ -225,7 +225,7 @@ impl Way<'_> {
 
     async fn begin(&self, replica: ReplicaId) -> Result<(), Error> {
         let Some(member) = self.meta.members.get(&replica.node()) else { return Ok(()) };
-        info!(shard = %self.shard, from = ?self.moving.from, to = %replica, "a replica begins to follow");
+        info!(shard = %self.shard, from = self.moving.from.map(tracing::field::display), to = %replica, "a replica begins to follow");
         let address = member.peer_address.clone();
         self.group.add_learner(replica, address).await.map_err(of_raft(self.group))
     }

@@ -57,11 +57,18 @@ impl Shared {
         self.groups.meta().borrow().clone()
     }
 
-    /// Whether this node is to be emptied.
-    pub(super) fn is_departing(&self) -> bool {
-        let meta = self.groups.meta();
+    /// Why this node takes no sessions, if it is to be emptied or is no member any more.
+    pub(super) fn departure(&self) -> Option<&'static str> {
         let node = self.config.node;
-        meta.borrow().as_ref().is_some_and(|meta| meta.membership.departures.contains_key(&node))
+        let meta = self.groups.meta();
+        let meta = meta.borrow();
+        let membership = meta.as_ref().map(|meta| &meta.membership);
+        let is_removed = membership.is_some_and(|members| members.removed.contains(&node));
+        if is_removed || *self.peers.disowned().borrow() {
+            return Some("this node was removed from the cluster: stop it, nothing needs its data");
+        }
+        let departs = membership.is_some_and(|members| members.departures.contains_key(&node));
+        departs.then_some("this node is drained: it takes no sessions")
     }
 
     pub(super) fn shard_of(&self, device: &DeviceId) -> Option<ShardId> {

@@ -142,18 +142,17 @@ impl Sessions {
         self.table().held.len()
     }
 
-    /// Ends so many sessions and answers how many there were. Each connection is told, and ends in its own time.
-    pub(super) fn end_some(&self, count: usize) -> usize {
+    /// Ends a session of a shard, if there is any. Its connection is told, and ends in its own time.
+    pub(super) fn end_one(&self, shard: ShardId) -> bool {
         let mut table = self.table();
-        let keys: Vec<Key> = table.held.keys().take(count).cloned().collect();
-        for key in &keys {
-            if let Some(mut held) = table.held.remove(key) {
-                held.take(Delivery::End(EndReason::Stopping));
-                table.close(key, held.epoch);
-            }
+        let device = of_shard(&table.held, shard).next().map(|(device, _)| device.clone());
+        let Some(key) = device.map(|device| (shard, device)) else { return false };
+        if let Some(mut held) = table.held.remove(&key) {
+            held.take(Delivery::End(EndReason::Stopping));
+            table.close(&key, held.epoch);
         }
         metrics::sessions(table.held.len());
-        keys.len()
+        true
     }
 
     pub(super) fn end_all(&self) {

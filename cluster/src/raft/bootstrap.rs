@@ -34,8 +34,12 @@ pub(super) async fn run(groups: Groups, group: Group, voters: BTreeMap<ReplicaId
         .and_then(|replicas| replicas.iter().position(|node| *node == groups.node()))
         .unwrap_or(0);
     sleep(TURN * turn as u32).await;
-    // Until somebody has done it or the replica has failed; the node's stop ends it as well.
-    while let Ok(false) = group.raft().is_initialized().await {
+    // Until somebody has done it, the replica has failed or was ended; the node's stop ends it as well.
+    let is_here =
+        || groups.get(group.id()).is_some_and(|running| running.replica() == group.replica());
+    while is_here()
+        && let Ok(false) = group.raft().is_initialized().await
+    {
         if !may_begin(&groups, &group, voters.keys()).await {
             sleep(PAUSE).await;
         } else if let Err(error) = group.raft().initialize(voters.clone()).await {

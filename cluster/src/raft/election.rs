@@ -104,7 +104,7 @@ async fn stand(group: Group, seen: Leadership, delay: Duration) {
         _ = succeeded => return,
         () = sleep(delay) => {}
     }
-    tracing::info!(group = %group.id(), lost = ?seen.leader, "standing for election");
+    tracing::info!(group = %group.id(), lost = seen.leader.map(tracing::field::display), "standing for election");
     if let Err(fatal) = group.raft().trigger().elect(true).await {
         tracing::debug!(group = %group.id(), %fatal, "cannot stand: the group has stopped");
     }

@@ -179,7 +179,11 @@ async fn open(link: &Link, address: &str, shared: &Shared) -> Result<Streaming<F
             .max_decoding_message_size(FRAME_BYTES_MAX)
             .max_encoding_message_size(FRAME_BYTES_MAX);
         let (outbox, frames) = outbox(Some(shared.hello(link.node)));
-        let answers = client.exchange(frames).await.map_err(describe)?.into_inner();
+        let answers = client.exchange(frames).await.map_err(|refused| {
+            shared.note_refusal(refused.code());
+            describe(refused)
+        })?;
+        let answers = answers.into_inner();
         let calls = Arc::new(Calls::default());
         *link.lock() = State::Up(Live { outbox, calls, client });
         shared.heard.note(link.node);

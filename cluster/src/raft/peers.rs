@@ -16,7 +16,7 @@ use drover_proto::cluster::failure::Kind;
 use drover_proto::cluster::{Announce, AnnounceResponse, Deliver, Failure, Hello};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -123,6 +123,7 @@ impl Peers {
             receiving: Mutex::new(BTreeSet::new()),
             incoming,
             losses: broadcast::channel(LOSSES_MAX).0,
+            disowned: watch::channel(false).0,
             events_wanted: AtomicBool::new(false),
             heard: Heard::default(),
             random: Mutex::new(match config.seed {
@@ -164,6 +165,11 @@ impl Peers {
     /// These nodes were members and never are again, whether or not this node has known them.
     pub fn refuse(&self, removed: &BTreeSet<NodeId>) {
         self.shared.members().removed.extend(removed);
+    }
+
+    /// Whether a peer has said that this node was removed.
+    pub fn disowned(&self) -> watch::Receiver<bool> {
+        self.shared.disowned.subscribe()
     }
 
     /// This node belongs to a cluster from now on.
@@ -335,6 +341,7 @@ pub(super) struct Shared {
     groups: Mutex<BTreeMap<GroupId, Replica>>,
     receiving: Mutex<BTreeSet<GroupId>>,
     losses: broadcast::Sender<NodeId>,
+    disowned: watch::Sender<bool>,
     events_wanted: AtomicBool,
     random: Mutex<SmallRng>,
 }
@@ -399,6 +406,13 @@ impl Shared {
     pub(super) fn replica(&self, group: GroupId, incarnation: u32) -> Option<Replica> {
         let groups = self.groups.lock().expect("nobody panics with it in hand");
         groups.get(&group).filter(|run| u32::from(run.id.incarnation()) == incarnation).cloned()
+    }
+
+    /// A peer that has refused this node because it is no member knows better than this node, which nobody tells any more.
+    pub(super) fn note_refusal(&self, code: tonic::Code) {
+        if code == serve::DISOWNED && !self.disowned.send_replace(true) {
+            tracing::error!("this node was removed from the cluster: stop it");
+        }
     }
 
     /// A connection to or from this node broke.

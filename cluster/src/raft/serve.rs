@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::frames::{FRAME_BYTES_MAX, Outbox, outbox};
 use super::link::{FORMAT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, WINDOW_BYTES};
@@ -86,6 +86,9 @@ impl Peer for Service {
     }
 }
 
+/// Tells a node that it is no member any more; no other refusal of a peer has this code.
+pub(super) const DISOWNED: Code = Code::NotFound;
+
 impl Service {
     /// Checks who speaks and who is meant before anything else that was said is looked at.
     fn greet(&self, proven: ProvenPeer, hello: Option<Hello>) -> Result<NodeId, Status> {
@@ -110,7 +113,7 @@ impl Service {
         }
         if self.shared.is_removed(from) {
             let text = format!("node {from} was removed from the cluster");
-            return Err(Status::permission_denied(text));
+            return Err(Status::new(DISOWNED, text));
         }
         Ok(from)
     }
@@ -144,11 +147,12 @@ impl Exchange {
                     }
                 }
                 frame = frames.message(), if running.len() < RUNNING_MAX => match frame {
-                    Ok(Some(frame)) => {
+                    // Who was removed meanwhile is told so when it introduces itself again.
+                    Ok(Some(frame)) if !self.shared.is_removed(self.from) => {
                         self.shared.heard.note(self.from);
                         self.begin_all(frame, &mut running).await;
                     }
-                    Ok(None) | Err(_) => break,
+                    Ok(_) | Err(_) => break,
                 },
             }
         }

@@ -16,7 +16,7 @@ use super::{Failure, cluster, json as values};
 
 #[derive(Debug, Args)]
 pub(super) struct JoinToken {
-    /// How long it may wait for its node: a minute to seven days.
+    /// How long it may wait for its node: a second to seven days.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     ttl: Duration,
 }

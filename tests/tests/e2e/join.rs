@@ -1,162 +1,301 @@
-//! Nodes that join a running cluster by a token: real processes, certificates signed by the cluster, an empty folder.
+//! Nodes that come and go while devices publish: real processes, certificates signed by the cluster, empty folders.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
 use drover_proto::admin::{
-    CreateJoinTokenRequest, GetStatusRequest, JoinRequest, RemoveNodeRequest,
+    ClusterStatus, CreateJoinTokenRequest, DrainNodeRequest, GetStatusRequest, JoinRequest,
+    NodeStatus, RemoveNodeRequest,
 };
 use drover_tests::clients::{Admin, Device};
-use drover_tests::nodes::{Nodes, program};
-use drover_tests::{programs, until_ok};
+use drover_tests::nodes::{Nodes, join_credential, program};
+use drover_tests::{programs, until, until_ok};
 use tokio::process::Command;
-use tonic::Code;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
 
-/// What a node's certificate is asked for: the key does not matter where nothing is signed.
-fn request(number: u32) -> JoinRequest {
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    JoinRequest {
-        number: Some(number),
-        peer_address: format!("127.0.0.1:{}", 1_000 + number),
-        admin_address: "localhost:1".to_owned(),
-        public_key: rcgen_key(),
-        format: 1,
-        unix_ms: now.as_millis() as u64,
-        ..JoinRequest::default()
+/// Devices that publish through whichever node takes them, until they are told to stop.
+struct Publishing {
+    stop: Arc<AtomicBool>,
+    acknowledged: JoinHandle<Vec<String>>,
+}
+
+impl Publishing {
+    async fn start(nodes: &Nodes, through: Vec<SocketAddr>) -> Result<Self> {
+        let mut keys = Vec::new();
+        for number in 0..8 {
+            let id = format!("meter-{number}");
+            let key = nodes.admin(0)?.create_device(&id).await?;
+            keys.push((id, key));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let acknowledged = tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            let mut devices: Vec<Option<Device>> = keys.iter().map(|_| None).collect();
+            let mut attempts = through.iter().cycle();
+            while !stopped.load(Ordering::Relaxed) {
+                for ((id, key), device) in keys.iter().zip(&mut devices) {
+                    let body = format!("{id} {}", acknowledged.len());
+                    let Some(connected) = device else {
+                        let address = *attempts.next().expect("there is one at least");
+                        *device = Device::connect(address, id, key).await.ok();
+                        continue;
+                    };
+                    match connected.send(&body).await {
+                        Ok(()) => acknowledged.push(body),
+                        // Unknown: it may be stored or not.
+                        Err(_) => *device = None,
+                    }
+                }
+            }
+            acknowledged
+        });
+        Ok(Self { stop, acknowledged })
+    }
+
+    /// Everything that was acknowledged is there, whichever of these nodes is asked.
+    async fn check(self, nodes: &Nodes, at: &[usize]) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let acknowledged = self.acknowledged.await?;
+        ensure!(acknowledged.len() > 100, "{} messages mean nothing", acknowledged.len());
+        for index in at {
+            let stored = nodes.admin(*index)?.all_messages().await?;
+            let bodies: BTreeSet<_> =
+                stored.iter().map(|message| String::from_utf8_lossy(&message.body)).collect();
+            for body in &acknowledged {
+                assert!(bodies.contains(body.as_str()), "{body:?} at node {}", index + 1);
+            }
+        }
+        Ok(())
     }
 }
 
-fn rcgen_key() -> Vec<u8> {
-    use rcgen::PublicKeyData as _;
-    rcgen::KeyPair::generate().expect("ring makes keys").subject_public_key_info()
+async fn status(nodes: &Nodes, asked: usize) -> Result<ClusterStatus> {
+    let cluster = nodes.admin(asked)?.cluster;
+    Ok(cluster.clone().get_status(GetStatusRequest {}).await?.into_inner())
 }
 
-async fn token(nodes: &Nodes, index: usize) -> Result<String> {
-    let request = CreateJoinTokenRequest { ttl_seconds: 60 };
-    let made = nodes.admin(index)?.members.clone().create_join_token(request).await?;
-    Ok(made.into_inner().token)
+fn node(status: &ClusterStatus, number: u32) -> Option<&NodeStatus> {
+    status.nodes.iter().find(|node| node.member.as_ref().is_some_and(|m| m.number == number))
 }
 
-/// A client that presents a join token.
-fn joining(nodes: &Nodes, token: &str) -> Result<Admin> {
-    let credential = drover_tests::nodes::join_credential(token)?;
-    Admin::with_credential(&nodes.ca(), nodes.grpc(0), Some(&credential))
-}
-
-/// Replicas and led shards of a node, once nothing moves.
-async fn share(nodes: &Nodes, number: u32) -> Result<(u32, u32)> {
-    let status = nodes.admin(0)?.cluster.clone().get_status(GetStatusRequest {}).await?;
-    let status = status.into_inner();
+/// Replicas and led groups of a node, once nothing moves.
+async fn share(nodes: &Nodes, asked: usize, number: u32) -> Result<(u32, u32)> {
+    let status = status(nodes, asked).await?;
     ensure!(status.moves.is_empty(), "{:?}", status.moves);
-    let of = |node: &&drover_proto::admin::NodeStatus| {
-        node.member.as_ref().is_some_and(|member| member.number == number)
-    };
-    let node = status.nodes.iter().find(of).context("it is no member")?;
+    let node = node(&status, number).context("it is no member")?;
     ensure!(node.reachable, "it is not reachable");
     Ok((node.replicas, node.leaders))
 }
 
-#[tokio::test]
-async fn a_node_with_an_empty_folder_joins_while_messages_are_acknowledged_and_nothing_is_lost()
--> Result<()> {
-    let mut nodes = Nodes::start(3).await?;
-    let mut keys = Vec::new();
-    for number in 0..8 {
-        let id = format!("meter-{number}");
-        let key = nodes.admin(0)?.create_device(&id).await?;
-        keys.push((id, key));
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, address) = (Arc::clone(&stop), nodes.mqtt(1));
-    let publishing = tokio::spawn(async move {
-        let mut acknowledged = Vec::new();
-        let mut devices: Vec<Option<Device>> = keys.iter().map(|_| None).collect();
-        while !stopped.load(Ordering::Relaxed) {
-            for ((id, key), device) in keys.iter().zip(&mut devices) {
-                let body = format!("{id} {}", acknowledged.len());
-                let Some(connected) = device else {
-                    *device = Device::connect(address, id, key).await.ok();
-                    continue;
-                };
-                match connected.send(&body).await {
-                    Ok(()) => acknowledged.push(body),
-                    // Unknown: it may be stored or not.
-                    Err(_) => *device = None,
-                }
-            }
-        }
-        acknowledged
-    });
-
-    let mut arguments = nodes.cli_arguments(1)?;
-    arguments.extend(["cluster", "join-token"].map(str::to_owned));
-    let token = programs::run(Command::new(program()?).args(arguments)).await?;
-    let joined = nodes.join(token.trim())?;
-    // 12 replicas and 4 leaders over four nodes; the meta group is counted as one replica more.
+async fn until_it_has_its_share(nodes: &Nodes, number: u32) {
     until_ok("the new node to have its share", async || {
-        let (replicas, leaders) = share(&nodes, 4).await?;
-        ensure!(replicas >= 3 && leaders >= 1, "{replicas} replicas, {leaders} leaders");
+        let (replicas, leaders) = share(nodes, 2, number).await?;
+        // Of twelve replicas and four leaders over four nodes, or five; the meta group may add one of each.
+        ensure!(replicas >= 2 && leaders >= 1, "{replicas} replicas, {leaders} leaders");
         anyhow::Ok(())
     })
     .await;
+}
 
-    nodes.kill(joined)?;
-    nodes.restart(joined)?;
-    nodes.until_ready().await;
-    stop.store(true, Ordering::Relaxed);
-    let acknowledged = publishing.await?;
-    ensure!(
-        acknowledged.len() > 100,
-        "{} messages are too few to mean anything",
-        acknowledged.len()
-    );
-    for index in 0..4 {
-        let stored = nodes.admin(index)?.all_messages().await?;
-        let bodies: std::collections::BTreeSet<_> =
-            stored.iter().map(|message| String::from_utf8_lossy(&message.body)).collect();
-        for body in &acknowledged {
-            assert!(bodies.contains(body.as_str()), "{body:?} at node {}", index + 1);
-        }
+async fn token(nodes: &Nodes, ttl_seconds: u32) -> Result<String> {
+    let request = CreateJoinTokenRequest { ttl_seconds };
+    let made = nodes.admin(0)?.members.clone().create_join_token(request).await?;
+    Ok(made.into_inner().token)
+}
+
+/// As an operator does it.
+async fn cluster_command(nodes: &Nodes, asked: usize, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(program()?);
+    command.arg("cluster").args(arguments).args(nodes.cli_arguments(asked)?);
+    programs::run(&mut command).await
+}
+
+#[tokio::test]
+async fn a_cluster_grows_loses_nodes_and_keeps_everything_that_was_acknowledged() -> Result<()> {
+    // So short a log that what a new replica lacks has to come as a snapshot.
+    let mut nodes = Nodes::start_with(3, &[("raft.log_entries_kept", "50")]).await?;
+    let publishing =
+        Publishing::start(&nodes, (0..3).map(|index| nodes.mqtt(index)).collect()).await?;
+    for number in [4, 5] {
+        let token = cluster_command(&nodes, 1, &["join-token"]).await?;
+        let joined = nodes.join(token.trim())?;
+        until_it_has_its_share(&nodes, number).await;
+        // It is a member like any other now: it needs no token to come back.
+        nodes.kill(joined)?;
+        nodes.restart(joined)?;
+        nodes.until_ready().await;
     }
+
+    cluster_command(&nodes, 1, &["drain", "1"]).await?;
+    until(
+        "the drained node to hold nothing",
+        async || {
+            let status = status(&nodes, 2).await.ok()?;
+            let node = node(&status, 1)?;
+            Some((node.replicas, node.leaders, node.sessions, status.moves.len()))
+        },
+        |seen| *seen == Some((0, 0, 0, 0)),
+    )
+    .await;
+    let ready = nodes.get(0, "/readyz").await.expect_err("it takes no devices");
+    assert!(ready.to_string().contains("drained"), "{ready}");
+    cluster_command(&nodes, 1, &["remove", "1"]).await?;
+
+    nodes.kill(1)?;
+    until_ok("the death of node 2 to be noticed, and its removal", async || {
+        cluster_command(&nodes, 2, &["remove", "2"]).await
+    })
+    .await;
+    until_ok("what node 2 held to be elsewhere", async || {
+        let status = status(&nodes, 2).await?;
+        ensure!(status.nodes.len() == 3 && status.moves.is_empty(), "{:?}", status.moves);
+        let is_whole = |shard: &drover_proto::admin::ShardStatus| {
+            shard.replicas.len() == 3 && shard.replicas.iter().all(|r| r.problem.is_empty())
+        };
+        ensure!(status.shards.iter().all(is_whole), "{:?}", status.shards);
+        anyhow::Ok(())
+    })
+    .await;
+    until(
+        "the removed node to say so",
+        async || nodes.get(0, "/readyz").await,
+        |ready| ready.as_ref().is_err_and(|error| error.to_string().contains("removed")),
+    )
+    .await;
+    publishing.check(&nodes, &[2, 3, 4]).await
+}
+
+/// What a node asks for that joins. Where nothing is signed its key does not matter.
+fn request(number: u32) -> JoinRequest {
+    use rcgen::PublicKeyData as _;
+    let key = rcgen::KeyPair::generate().expect("ring makes keys");
+    JoinRequest {
+        number: Some(number),
+        peer_address: format!("127.0.0.1:{}", 1_000 + number),
+        admin_address: "localhost:1".to_owned(),
+        public_key: key.subject_public_key_info(),
+        format: 1,
+        unix_ms: UNIX_EPOCH.elapsed().unwrap_or_default().as_millis() as u64,
+        ..JoinRequest::default()
+    }
+}
+
+/// Asks a cluster of one node as somebody who has this token.
+async fn join(nodes: &Nodes, token: &str, asked: JoinRequest) -> Result<Result<u32, Status>> {
+    let credential = join_credential(token)?;
+    let admin = Admin::with_credential(&nodes.ca(), nodes.grpc(0), Some(&credential))?;
+    let answer = admin.members.clone().join(asked).await;
+    Ok(answer.map(|joined| joined.into_inner().number))
+}
+
+async fn refused(nodes: &Nodes, token: &str, asked: JoinRequest) -> Result<(Code, String)> {
+    let status = join(nodes, token, asked).await?.err().context("it was let in")?;
+    Ok((status.code(), status.message().to_owned()))
+}
+
+#[tokio::test]
+async fn a_token_that_is_used_expired_or_foreign_is_refused_and_so_is_a_node_that_does_not_fit()
+-> Result<()> {
+    let nodes = Nodes::start(1).await?;
+    let fresh = token(&nodes, 60).await?;
+    let mut late = request(7);
+    late.unix_ms -= 300_000;
+    let (code, text) = refused(&nodes, &fresh, late).await?;
+    assert!(code == Code::FailedPrecondition && text.contains("300 s behind"), "{text}");
+    let newer = JoinRequest { format: 99, ..request(7) };
+    let (code, text) = refused(&nodes, &fresh, newer).await?;
+    assert!(code == Code::FailedPrecondition && text.contains("format 99"), "{text}");
+    let (code, text) = refused(&nodes, &fresh, request(1)).await?;
+    assert!(code == Code::AlreadyExists && text.contains("a node 1 already"), "{text}");
+
+    let seventh = request(7);
+    assert_eq!(join(&nodes, &fresh, seventh.clone()).await?.ok(), Some(7));
+    assert_eq!(join(&nodes, &fresh, seventh).await?.ok(), Some(7), "its answer may have been lost");
+    let (code, text) = refused(&nodes, &fresh, request(8)).await?;
+    assert!(code == Code::Unauthenticated && text.contains("used by node 7"), "{text}");
+
+    let other = Nodes::start(1).await?;
+    let (code, text) = refused(&nodes, &token(&other, 60).await?, request(8)).await?;
+    assert!(code == Code::Unauthenticated && text.contains("another cluster's"), "{text}");
+
+    let brief = token(&nodes, 1).await?;
+    // A number that is taken: until the token expires it is refused for that, and stays unused.
+    until(
+        "the token to expire",
+        async || refused(&nodes, &brief, request(1)).await,
+        |seen| seen.as_ref().is_ok_and(|(_, text)| text.contains("has expired")),
+    )
+    .await;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_token_that_is_used_or_foreign_and_a_node_that_does_not_fit_are_refused() -> Result<()> {
+async fn a_node_that_cannot_join_ends_and_says_what_to_do() -> Result<()> {
     let nodes = Nodes::start(1).await?;
-    let fresh = token(&nodes, 0).await?;
-    let join = async |token: &str, asked: JoinRequest| -> Result<_> {
-        let refused = joining(&nodes, token)?.members.clone().join(asked).await;
-        let status = refused.err().context("it was let in")?;
-        Ok((status.code(), status.message().to_owned()))
+    let used = token(&nodes, 60).await?;
+    join(&nodes, &used, request(7)).await??;
+    let fresh = token(&nodes, 60).await?;
+    let empty = nodes.folder().join("empty");
+    let occupied = nodes.data(0);
+    let attempt = async |token: &str, data: &Path, more: &[&str]| -> Result<String> {
+        let mut command = Command::new(program()?);
+        command.args(["node", "--join", token, "--peer-address", "127.0.0.1:9", "--data"]);
+        let ended = programs::output(command.arg(data).args(more)).await?;
+        ensure!(!ended.status.success(), "it has joined");
+        Ok(String::from_utf8_lossy(&ended.stderr).into_owned())
     };
-
-    let mut late = request(7);
-    late.unix_ms -= 300_000;
-    let (code, text) = join(&fresh, late).await?;
-    assert!(code == Code::FailedPrecondition && text.contains("300 s behind"), "{text}");
-    let (code, text) = join(&fresh, JoinRequest { format: 99, ..request(7) }).await?;
-    assert!(code == Code::FailedPrecondition && text.contains("format 99"), "{text}");
-    let (code, text) = join(&fresh, request(1)).await?;
-    assert!(code == Code::AlreadyExists && text.contains("a node 1 already"), "{text}");
-
-    joining(&nodes, &fresh)?.members.clone().join(request(7)).await?;
-    let (code, text) = join(&fresh, request(8)).await?;
-    assert!(code == Code::Unauthenticated && text.contains("used by node 7"), "{text}");
-    let other = Nodes::start(1).await?;
-    let (code, text) = join(&token(&other, 0).await?, request(8)).await?;
-    assert!(code == Code::Unauthenticated && text.contains("another cluster's"), "{text}");
+    let cases = [
+        (attempt("drover-join-1.AAAA", &empty, &[]).await?, "copy all of what"),
+        (attempt(&used, &empty, &[]).await?, "make a new one for each node"),
+        (attempt(&fresh, &empty, &["--number", "7"]).await?, "choose another number"),
+        (attempt(&fresh, &occupied, &[]).await?, "join with an empty folder"),
+    ];
+    for (said, expected) in cases {
+        assert!(said.contains(expected), "{said:?} does not say {expected:?}");
+    }
     Ok(())
 }
 
 #[tokio::test]
 async fn a_removal_that_would_lose_a_quorum_is_refused_with_the_reason() -> Result<()> {
-    let nodes = Nodes::start(3).await?;
-    let remove = RemoveNodeRequest { number: 3 };
-    let refused = nodes.admin(0)?.members.clone().remove_node(remove).await;
-    let status = refused.err().context("it was removed")?;
-    assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("drain it first"), "{}", status.message());
+    let mut nodes = Nodes::start(3).await?;
+    let members = nodes.admin(0)?.members;
+    let remove = async |number| {
+        let removed = members.clone().remove_node(RemoveNodeRequest { number }).await;
+        removed.err().map(|status| (status.code(), status.message().to_owned()))
+    };
+    let (code, text) = remove(3).await.context("it is alive")?;
+    assert!(code == Code::FailedPrecondition && text.contains("drain it first"), "{text}");
+    members.clone().drain_node(DrainNodeRequest { number: 3 }).await?;
+    let (code, text) = remove(3).await.context("nobody else can take what it has")?;
+    assert!(code == Code::FailedPrecondition && text.contains("drain it first"), "{text}");
+
+    nodes.kill(2)?;
+    until(
+        "the death of one of three to be noticed",
+        async || remove(3).await,
+        |refused| {
+            refused.as_ref().is_some_and(|(_, text)| text.contains("join another node first"))
+        },
+    )
+    .await;
+    nodes.kill(1)?;
+    until(
+        "the death of two of three to be noticed",
+        async || remove(3).await,
+        |refused| {
+            refused.as_ref().is_some_and(|(code, text)| {
+                *code == Code::FailedPrecondition && text.contains("would lose its quorum")
+            })
+        },
+    )
+    .await;
     Ok(())
 }

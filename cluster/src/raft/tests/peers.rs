@@ -133,6 +133,24 @@ async fn a_removed_node_is_refused() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_removed_while_it_is_connected_is_cut_off_and_told() {
+    let (one, two) = (plain(1).start().await, plain(2).start().await);
+    two.knows(node_id(1), &one);
+    one.knows(node_id(2), &two);
+    let two = two.answer();
+    assert_eq!(one.ask(node_id(2)).await, Ok(Bytes::from_static(b"!")));
+    let mut disowned = one.peers.disowned();
+    assert!(!*disowned.borrow());
+    two.set_members(BTreeMap::new());
+    let asking = async {
+        while one.ask(node_id(2)).await.is_ok() {}
+        disowned.wait_for(|is_disowned| *is_disowned).await.map(drop)
+    };
+    let told = tokio::time::timeout(PATIENCE, asking).await;
+    assert!(told.is_ok_and(|told| told.is_ok()), "it is not told");
+}
+
+#[tokio::test]
 async fn a_certificate_for_another_node_than_the_one_addressed_is_refused_by_the_caller() {
     let authority = Authority::new();
     let named = |id| Some((&authority, certificate_name(id)));
