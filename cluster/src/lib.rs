@@ -19,3 +19,5 @@ pub mod wire;
 pub use actors::cluster::Cluster;
 pub use actors::error::Error;
 pub use drover_core as core;
+/// The version of what nodes say to each other.
+pub use raft::PEER_FORMAT;

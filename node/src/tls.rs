@@ -83,8 +83,8 @@ impl ServerTls {
     /// The same for everybody but those who ask for `name`: they are shown what `other` has.
     pub fn config_beside(&self, name: String, other: &Self) -> Arc<ServerConfig> {
         let mut config = ServerConfig::clone(&self.config);
-        let (others, named) = (Arc::clone(&self.current), Arc::clone(&other.current));
-        config.cert_resolver = Arc::new(Named { name, named, others });
+        let (others, asked) = (Arc::clone(&self.current), Arc::clone(&other.current));
+        config.cert_resolver = Arc::new(Named { name, asked, others });
         Arc::new(config)
     }
 
@@ -116,14 +116,14 @@ impl ResolvesServerCert for Current {
 #[derive(Debug)]
 struct Named {
     name: String,
-    named: Arc<Current>,
+    asked: Arc<Current>,
     others: Arc<Current>,
 }
 
 impl ResolvesServerCert for Named {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let is_named = hello.server_name() == Some(&self.name);
-        let current = if is_named { &self.named } else { &self.others };
+        let current = if is_named { &self.asked } else { &self.others };
         current.resolve(hello)
     }
 }

@@ -19,6 +19,10 @@ pub mod cluster {
     tonic::include_proto!("drover.cluster.v1");
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the generator boxes nothing, and changes of the meta state are few"
+)]
 pub mod record {
     tonic::include_proto!("drover.record.v1");
 }

@@ -212,19 +212,19 @@ impl Nodes {
         let ports = free_ports(PORTS_A_NODE).context("no free ports")?;
         let home = self.folder().join(format!("joined-{index}"));
         fs::create_dir_all(&home)?;
-        let data = home.join("data");
-        let server = self.folder().join("server");
-        let mut config = format!(
-            "[node]\ndata = {data:?}\nadmin_address = \"localhost:{}\"\n\n\
-             [tls]\ncertificate = {:?}\nkey = {:?}\n\n[listen]\n",
+        let listeners = ["mqtt", "mqtts", "grpc", "http", "peer", "https"].iter().zip(ports..);
+        let listeners: Vec<String> = listeners
+            .map(|(listener, port)| format!("{listener} = \"127.0.0.1:{port}\""))
+            .collect();
+        let config = format!(
+            "[node]\ndata = \"{}\"\nadmin_address = \"localhost:{}\"\n\n\
+             [tls]\ncertificate = \"{folder}/server.pem\"\nkey = \"{folder}/server.key\"\n\n\
+             [listen]\n{}\n",
+            home.join("data").display(),
             ports + 2,
-            server.with_extension("pem"),
-            server.with_extension("key"),
+            listeners.join("\n"),
+            folder = self.folder().display(),
         );
-        let listeners = ["mqtt", "mqtts", "grpc", "http", "peer", "https"];
-        for (listener, port) in listeners.iter().zip(ports..) {
-            config += &format!("{listener} = \"127.0.0.1:{port}\"\n");
-        }
         fs::write(home.join("node.toml"), config)?;
         let settings = vec![("DROVER_JOIN_TOKEN".to_owned(), token.to_owned())];
         self.members.push(Node { home, ports, settings, disk: None, process: None });
@@ -316,8 +316,8 @@ pub fn join_credential(token: &str) -> Result<String> {
     let body = token.strip_prefix("drover-join-1.").context("the prefix of a token")?;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(body)?;
     let token: drover_proto::admin::JoinToken = prost::Message::decode(&*bytes)?;
-    let secret: String = token.secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("Join {}.{secret}", token.id))
+    let secret: Vec<String> = token.secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("Join {}.{}", token.id, secret.concat()))
 }
 
 fn variable(key: &str, value: &str) -> (String, String) {

@@ -505,10 +505,8 @@ mod tests {
         let before = state.clone();
         meta::apply(state, &MetaChange::Membership(change), at).map_err(|refusal| {
             assert_eq!(*state, before, "a refusal changes nothing");
-            match refusal {
-                MetaRefusal::Membership(refusal) => refusal,
-                other => panic!("{other}"),
-            }
+            let MetaRefusal::Membership(refusal) = refusal else { panic!("{refusal}") };
+            refusal
         })
     }
 
@@ -526,21 +524,21 @@ mod tests {
         MembershipChange::Join(Joining { token: token.to_owned(), number, key_digest, member })
     }
 
-    fn first_shard(state: &Option<Meta>) -> ShardId {
-        *state.as_ref().expect("a cluster").placement.keys().next().expect("a shard")
+    fn first_shard(state: Option<&Meta>) -> ShardId {
+        *state.expect("a cluster").placement.keys().next().expect("a shard")
     }
 
-    fn of(state: &Option<Meta>) -> &Meta {
-        state.as_ref().expect("a cluster")
+    fn of(state: Option<&Meta>) -> &Meta {
+        state.expect("a cluster")
     }
 
     fn begin(state: &mut Option<Meta>, from: u32, to: u32) -> (ShardId, u64) {
-        let shard = first_shard(state);
+        let shard = first_shard(state.as_ref());
         let planned = PlannedMove { shard, from: Some(node(from)), to: node(to) };
-        let expected_version = of(state).version;
+        let expected_version = of(state.as_ref()).version;
         let moves = vec![planned];
         change(state, MembershipChange::PlanMoves { expected_version, moves }).expect("it fits");
-        (shard, of(state).membership.moves[&shard].id)
+        (shard, of(state.as_ref()).membership.moves[&shard].id)
     }
 
     #[test]
@@ -548,10 +546,10 @@ mod tests {
         let mut state = Some(cluster(3));
         add_token(&mut state, "t");
         change(&mut state, joining("t", None, b"four:1")).expect("the token is fresh");
-        assert!(of(&state).members.contains_key(&node(4)), "the next number");
-        let members = of(&state).members.clone();
+        assert!(of(state.as_ref()).members.contains_key(&node(4)), "the next number");
+        let members = of(state.as_ref()).members.clone();
         change(&mut state, joining("t", None, b"four:1")).expect("its answer was lost");
-        assert_eq!(of(&state).members, members);
+        assert_eq!(of(state.as_ref()).members, members);
         let other = change(&mut state, joining("t", None, b"five:1"));
         assert_eq!(other, Err(MembershipRefusal::TokenUsed { node: node(4) }));
     }
@@ -586,7 +584,7 @@ mod tests {
     #[test]
     fn a_node_that_was_removed_comes_back_as_another_generation() {
         let mut state = Some(cluster(4));
-        for shard in of(&state).placement.keys().copied().collect::<Vec<_>>() {
+        for shard in of(state.as_ref()).placement.keys().copied().collect::<Vec<_>>() {
             let meta = state.as_mut().expect("a cluster");
             meta.placement.insert(shard, vec![node(1), node(2), node(3)]);
         }
@@ -595,11 +593,11 @@ mod tests {
         change(&mut state, MembershipChange::Forget { node: node(4) }).expect("it holds nothing");
         add_token(&mut state, "t");
         change(&mut state, joining("t", Some(4), b"four:1")).expect("the number is free");
-        let members: Vec<NodeId> = of(&state).members.keys().copied().collect();
+        let members: Vec<NodeId> = of(state.as_ref()).members.keys().copied().collect();
         assert_eq!(members[3], NodeId::new(4, 1));
         add_token(&mut state, "u");
         change(&mut state, joining("u", None, b"five:1")).expect("the token is fresh");
-        assert!(of(&state).members.contains_key(&node(5)));
+        assert!(of(state.as_ref()).members.contains_key(&node(5)));
     }
 
     #[test]
@@ -623,16 +621,18 @@ mod tests {
     #[test]
     fn a_move_replaces_a_replica_in_its_place_and_what_it_left_is_void() {
         let mut state = Some(cluster(4));
-        let shard = first_shard(&state);
+        let shard = first_shard(state.as_ref());
         let meta = state.as_mut().expect("a cluster");
         meta.placement.insert(shard, vec![node(1), node(2), node(3)]);
         let (shard, id) = begin(&mut state, 1, 4);
-        let voters = of(&state).voters(shard);
+        let voters = of(state.as_ref()).voters(shard);
         assert_eq!(voters, BTreeSet::from([2, 3, 4].map(|n| ReplicaId::first(node(n)))));
-        assert!(of(&state).hosts(shard, node(1)) && of(&state).hosts(shard, node(4)));
+        assert!(
+            of(state.as_ref()).hosts(shard, node(1)) && of(state.as_ref()).hosts(shard, node(4))
+        );
         change(&mut state, MembershipChange::EndMove { shard, id }).expect("it is under way");
-        assert_eq!(of(&state).placement[&shard], [node(4), node(2), node(3)]);
-        assert_eq!(of(&state).replica(shard, node(1)), ReplicaId::new(node(1), 1));
+        assert_eq!(of(state.as_ref()).placement[&shard], [node(4), node(2), node(3)]);
+        assert_eq!(of(state.as_ref()).replica(shard, node(1)), ReplicaId::new(node(1), 1));
         let again = change(&mut state, MembershipChange::EndMove { shard, id });
         assert_eq!(again, Err(MembershipRefusal::NoSuchMove { shard }));
     }
@@ -640,23 +640,23 @@ mod tests {
     #[test]
     fn a_cancelled_move_leaves_the_placement_and_what_it_had_copied_is_void() {
         let mut state = Some(cluster(4));
-        let shard = first_shard(&state);
+        let shard = first_shard(state.as_ref());
         let meta = state.as_mut().expect("a cluster");
         meta.placement.insert(shard, vec![node(1), node(2), node(3)]);
-        let before = of(&state).voters(shard);
+        let before = of(state.as_ref()).voters(shard);
         let (shard, id) = begin(&mut state, 1, 4);
         change(&mut state, MembershipChange::CancelMoves).expect("always");
-        assert!(of(&state).membership.is_paused);
-        assert_eq!(of(&state).voters(shard), before);
+        assert!(of(state.as_ref()).membership.is_paused);
+        assert_eq!(of(state.as_ref()).voters(shard), before);
         change(&mut state, MembershipChange::EndMove { shard, id }).expect("it is under way");
-        assert_eq!(of(&state).placement[&shard], [node(1), node(2), node(3)]);
-        assert_eq!(of(&state).replica(shard, node(4)), ReplicaId::new(node(4), 1));
+        assert_eq!(of(state.as_ref()).placement[&shard], [node(1), node(2), node(3)]);
+        assert_eq!(of(state.as_ref()).replica(shard, node(4)), ReplicaId::new(node(4), 1));
     }
 
     #[test]
     fn one_damaged_replica_of_three_is_rebuilt_under_a_new_id_and_a_second_waits() {
         let mut state = Some(cluster(3));
-        let shard = first_shard(&state);
+        let shard = first_shard(state.as_ref());
         let rebuild = |number, incarnation| MembershipChange::Rebuild {
             shard,
             replica: ReplicaId::new(node(number), incarnation),
@@ -664,16 +664,16 @@ mod tests {
         change(&mut state, rebuild(2, 0)).expect("two are left");
         let rebuilt = ReplicaId::new(node(2), 1);
         assert_eq!(
-            of(&state).voters(shard),
+            of(state.as_ref()).voters(shard),
             BTreeSet::from([ReplicaId::first(node(1)), rebuilt, ReplicaId::first(node(3))])
         );
         let refusal = Err(MembershipRefusal::NoSuchMove { shard });
         assert_eq!(change(&mut state, rebuild(3, 0)), refusal, "its data may still be needed");
-        let id = of(&state).membership.moves[&shard].id;
-        let placed = of(&state).placement[&shard].clone();
+        let id = of(state.as_ref()).membership.moves[&shard].id;
+        let placed = of(state.as_ref()).placement[&shard].clone();
         change(&mut state, MembershipChange::EndMove { shard, id }).expect("it is under way");
-        assert_eq!(of(&state).placement[&shard], placed);
-        assert_eq!(of(&state).replica(shard, node(2)), rebuilt);
+        assert_eq!(of(state.as_ref()).placement[&shard], placed);
+        assert_eq!(of(state.as_ref()).replica(shard, node(2)), rebuilt);
         assert_eq!(change(&mut state, rebuild(2, 0)), refusal, "that one is gone already");
     }
 }

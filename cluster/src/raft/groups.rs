@@ -304,21 +304,11 @@ impl Groups {
             // Who joins a group that has a leader, or had one, must not found it again.
             let arrives = meta.membership.moves.get(&shard).is_some_and(|m| m.to == node);
             if let Some(group) = self.get(id).filter(|_| !arrives) {
-                let voters = self.founders(meta, shard);
+                let voters = founders(meta, shard);
                 self.spawn(bootstrap::run(self.clone(), group, voters));
             }
         }
         Ok(())
-    }
-
-    fn founders(&self, meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerNode> {
-        let placed = meta.placement.get(&shard).into_iter().flatten();
-        let founder = |node: &NodeId| {
-            let member = meta.members.get(node);
-            let address = member.map(|member| member.peer_address.clone()).unwrap_or_default();
-            (meta.replica(shard, *node), PeerNode { address })
-        };
-        placed.map(founder).collect()
     }
 
     /// Ends the replica of an earlier incarnation and removes what it has stored.
@@ -461,6 +451,17 @@ impl Groups {
         let problem = self.problems().remove(&group);
         Error::Stopped { problem: problem.unwrap_or_else(|| "it was not started".into()) }
     }
+}
+
+/// Who is to found the group of a shard: its replicas as they are placed.
+fn founders(meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerNode> {
+    let placed = meta.placement.get(&shard).into_iter().flatten();
+    let founder = |node: &NodeId| {
+        let member = meta.members.get(node);
+        let address = member.map(|member| member.peer_address.clone()).unwrap_or_default();
+        (meta.replica(shard, *node), PeerNode { address })
+    };
+    placed.map(founder).collect()
 }
 
 /// Who votes in the meta group, this node among them, and who only follows it.

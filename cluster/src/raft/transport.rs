@@ -46,7 +46,7 @@ const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(50);
 const PIPELINE: usize = 64;
 /// What one snapshot may take of the network and of two disks: the appends of all groups share them. A node sends or gets
 /// no more than one because of moves.
-const SNAPSHOT_BYTES_A_SECOND: f64 = 32.0 * 1024.0 * 1024.0;
+const SNAPSHOT_BYTES_A_SECOND: u64 = 32 * 1024 * 1024;
 /// How long a replica may take to say what it has.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pauses before a peer that cannot be reached is tried again. Cheap, because a call to a broken connection ends here.
@@ -466,7 +466,7 @@ impl Pace {
     async fn wait_for(&mut self, chunk: &storage::Chunk) {
         tokio::time::sleep_until(self.free).await;
         let bytes: usize = chunk.records.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let takes = Duration::from_secs_f64(bytes as f64 / SNAPSHOT_BYTES_A_SECOND);
+        let takes = Duration::from_micros(bytes as u64 * 1_000_000 / SNAPSHOT_BYTES_A_SECOND);
         // What was not used is not saved up: that would be a burst.
         self.free = self.free.max(Instant::now()) + takes;
     }

@@ -311,9 +311,6 @@ mod tests {
     fn every_failure_means_the_same_on_the_other_side() {
         let device: DeviceId = "pump-7".parse().expect("a legal id");
         let module = device.module(&"ai".parse().expect("a legal id"));
-        let node = NodeId::new(7, 2);
-        let count = ShardCount::new(16).expect("a legal count");
-        let shard = ShardId::new(3, count).expect("a shard of 16");
         let failures = [
             Failure::Refused(Refusal::DeviceNotFound { device: device.clone() }),
             Failure::Refused(Refusal::DeviceAlreadyExists { device: device.clone() }),
@@ -356,20 +353,6 @@ mod tests {
             Failure::RefusedByMeta(MetaRefusal::TooManyAuthorities { limit: 25 }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityCodeReplaced { name: "a".into() }),
             Failure::RefusedByMeta(MetaRefusal::AuthorityIsProven { name: "a".into() }),
-            of_members(MembershipRefusal::TokenUnknown),
-            of_members(MembershipRefusal::TokenUsed { node }),
-            of_members(MembershipRefusal::TokenExpired),
-            of_members(MembershipRefusal::TooManyTokens { limit: 64 }),
-            of_members(MembershipRefusal::SignerExists),
-            of_members(MembershipRefusal::NumberTaken { number: 7 }),
-            of_members(MembershipRefusal::AddressTaken { address: "a:1".into() }),
-            of_members(MembershipRefusal::TooManyMembers { limit: 9 }),
-            of_members(MembershipRefusal::MemberNotFound { node }),
-            of_members(MembershipRefusal::TooFewMembers { left: 2, replicas: 3 }),
-            of_members(MembershipRefusal::IsAlive { node }),
-            of_members(MembershipRefusal::LosesQuorum { group: GroupId::Shard(shard), left: 1 }),
-            of_members(MembershipRefusal::StillHolds { node }),
-            of_members(MembershipRefusal::NoSuchMove { shard }),
             Failure::Method(MethodFailure::NotConnected),
             Failure::Method(MethodFailure::NotSubscribed),
             Failure::Method(MethodFailure::Moving),
@@ -389,6 +372,32 @@ mod tests {
             Failure::Unknown,
         ];
         for failure in failures {
+            assert_eq!(Failure::from(proto::Problem::from(failure.clone())), failure);
+        }
+    }
+
+    #[test]
+    fn every_refusal_about_members_means_the_same_on_the_other_side() {
+        let node = NodeId::new(7, 2);
+        let count = ShardCount::new(16).expect("a legal count");
+        let shard = ShardId::new(3, count).expect("a shard of 16");
+        let refusals = [
+            MembershipRefusal::TokenUnknown,
+            MembershipRefusal::TokenUsed { node },
+            MembershipRefusal::TokenExpired,
+            MembershipRefusal::TooManyTokens { limit: 64 },
+            MembershipRefusal::SignerExists,
+            MembershipRefusal::NumberTaken { number: 7 },
+            MembershipRefusal::AddressTaken { address: "a:1".into() },
+            MembershipRefusal::TooManyMembers { limit: 9 },
+            MembershipRefusal::MemberNotFound { node },
+            MembershipRefusal::TooFewMembers { left: 2, replicas: 3 },
+            MembershipRefusal::IsAlive { node },
+            MembershipRefusal::LosesQuorum { group: GroupId::Shard(shard), left: 1 },
+            MembershipRefusal::StillHolds { node },
+            MembershipRefusal::NoSuchMove { shard },
+        ];
+        for failure in refusals.map(of_members) {
             assert_eq!(Failure::from(proto::Problem::from(failure.clone())), failure);
         }
     }

@@ -40,7 +40,7 @@ impl Members for MembersService {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<CreateJoinTokenResponse>, Status> {
-        let ttl_ms = members::ttl_ms(request.get_ref()).map_err(status::invalid)?;
+        let ttl_ms = members::ttl_ms(request.into_inner()).map_err(status::invalid)?;
         let signer = self.signer().await?;
         let meta = self.cluster.meta().ok_or_else(|| status::of(Error::NotInitialized))?;
         let (id, secret) = (random(ID_BYTES), random(SECRET_BYTES));

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_cluster::raft::PEER_FORMAT;
+use drover_cluster::PEER_FORMAT;
 use drover_core::ids::NodeId;
 use drover_proto::admin::members_client::MembersClient;
 use drover_proto::admin::{JoinContact, JoinRequest, JoinResponse, JoinToken};
@@ -97,6 +97,10 @@ async fn ask_all(token: &JoinToken, request: &JoinRequest) -> Result<JoinRespons
     Err(Error::Unreachable(problem))
 }
 
+/// What another member, or the same one later, may answer otherwise.
+const PASSING: [Code; 4] =
+    [Code::Unavailable, Code::DeadlineExceeded, Code::Unknown, Code::Cancelled];
+
 enum Problem {
     /// Every member would say the same.
     Final(Error),
@@ -117,11 +121,13 @@ async fn ask(
             .map_err(|_| Problem::Final(Error::Token { problem: "its id is not plain text" }))?;
         request.metadata_mut().insert("authorization", credential);
         let answer = MembersClient::new(channel).join(request).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled => {
-                Problem::Other(status.message().to_owned())
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            let text = status.message().to_owned();
+            if PASSING.contains(&status.code()) {
+                Problem::Other(text)
+            } else {
+                Problem::Final(Error::Refused(text))
             }
-            _ => Problem::Final(Error::Refused(status.message().to_owned())),
         })
     };
     let timeout = |_| Problem::Other(format!("no answer within {TIMEOUT:?}"));

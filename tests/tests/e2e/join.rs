@@ -168,7 +168,8 @@ async fn a_cluster_grows_loses_nodes_and_keeps_everything_that_was_acknowledged(
         async || nodes.get(0, "/readyz").await,
         |ready| ready.as_ref().is_err_and(|error| error.to_string().contains("removed")),
     )
-    .await;
+    .await
+    .expect_err("it waited for an error");
     publishing.check(&nodes, &[2, 3, 4]).await
 }
 
@@ -232,7 +233,7 @@ async fn a_token_that_is_used_expired_or_foreign_is_refused_and_so_is_a_node_tha
         async || refused(&nodes, &brief, request(1)).await,
         |seen| seen.as_ref().is_ok_and(|(_, text)| text.contains("has expired")),
     )
-    .await;
+    .await?;
     Ok(())
 }
 

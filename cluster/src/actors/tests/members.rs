@@ -33,7 +33,7 @@ async fn share(cluster: &Cluster, node: NodeId) -> (usize, usize) {
     (placed, led)
 }
 
-async fn is_at_rest(cluster: &Cluster) -> bool {
+fn is_at_rest(cluster: &Cluster) -> bool {
     cluster.meta().is_some_and(|meta| meta.membership.moves.is_empty())
 }
 
@@ -114,7 +114,7 @@ async fn a_node_that_joins_gets_its_share_while_a_device_publishes_and_a_drained
     let publishing = Publishing::start(&nodes[1].cluster).await;
     let fourth = join(&mut nodes, 4).await;
     until("the new node has its share of replicas and leaders", async || {
-        share(&nodes[2].cluster, fourth).await == (3, 1) && is_at_rest(&nodes[0].cluster).await
+        share(&nodes[2].cluster, fourth).await == (3, 1) && is_at_rest(&nodes[0].cluster)
     })
     .await;
 
@@ -123,7 +123,7 @@ async fn a_node_that_joins_gets_its_share_while_a_device_publishes_and_a_drained
     assert!(held.is_some() || nodes[0].cluster.ready().is_ok(), "it takes sessions");
     nodes[3].cluster.drain(first).await.expect("three are left");
     until("the drained node has nothing", async || {
-        share(&nodes[2].cluster, first).await == (0, 0) && is_at_rest(&nodes[0].cluster).await
+        share(&nodes[2].cluster, first).await == (0, 0) && is_at_rest(&nodes[0].cluster)
     })
     .await;
     until("its sessions are ended", async || nodes[0].cluster.shared.sessions.count() == 0).await;
@@ -135,7 +135,7 @@ async fn a_node_that_joins_gets_its_share_while_a_device_publishes_and_a_drained
 
     nodes[3].cluster.undrain(first).await.expect("it is drained");
     until("it gets its share again, as other replicas", async || {
-        share(&nodes[2].cluster, first).await == (3, 1) && is_at_rest(&nodes[0].cluster).await
+        share(&nodes[2].cluster, first).await == (3, 1) && is_at_rest(&nodes[0].cluster)
     })
     .await;
     publishing.check(&nodes).await;
@@ -209,10 +209,10 @@ async fn paused_moves_wait_and_cancelled_ones_leave_everything_as_it_was() {
     })
     .await;
     nodes[0].cluster.cancel_moves().await.expect("a cluster");
-    until("what had begun is taken back", async || is_at_rest(&nodes[0].cluster).await).await;
+    until("what had begun is taken back", async || is_at_rest(&nodes[0].cluster)).await;
     nodes[0].cluster.resume_moves().await.expect("a cluster");
     until("it goes on when it is resumed", async || {
-        share(&nodes[0].cluster, fourth).await.0 == 3 && is_at_rest(&nodes[0].cluster).await
+        share(&nodes[0].cluster, fourth).await.0 == 3 && is_at_rest(&nodes[0].cluster)
     })
     .await;
     publishing.check(&nodes).await;
@@ -247,7 +247,7 @@ async fn a_replica_that_failed_is_rebuilt_from_the_others_under_a_new_id() {
     cluster.rebuild(node, shard).await.expect("two others have everything");
     until("it is there again, as another one", async || {
         let group = damaged.cluster.shared.groups.get(group);
-        is_at_rest(cluster).await
+        is_at_rest(cluster)
             && damaged.cluster.ready().is_ok()
             && group.is_some_and(|group| group.replica() == ReplicaId::new(node, 1))
     })

@@ -1,10 +1,10 @@
 //! Nodes that join: protobuf to typed requests and back, and what is refused before anything is proposed.
 
 use bytes::Bytes;
+use drover_cluster::PEER_FORMAT;
 use drover_cluster::core::ids::NodeId;
 use drover_cluster::core::membership::Joining;
 use drover_cluster::core::meta::Member;
-use drover_cluster::raft::PEER_FORMAT;
 use drover_proto::admin;
 use tonic::{Code, Status};
 
@@ -17,7 +17,7 @@ use crate::tls::signer;
 const TTL_S: std::ops::RangeInclusive<u32> = 1..=604_800;
 const TTL_S_DEFAULT: u32 = 3_600;
 
-pub(crate) fn ttl_ms(request: &admin::CreateJoinTokenRequest) -> Result<u64, Invalid> {
+pub(crate) fn ttl_ms(request: admin::CreateJoinTokenRequest) -> Result<u64, Invalid> {
     let ttl_s = if request.ttl_seconds == 0 { TTL_S_DEFAULT } else { request.ttl_seconds };
     if !TTL_S.contains(&ttl_s) {
         return Err(Invalid::new("ttl_seconds", "use a second to seven days"));
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_token_lives_for_a_week_at_the_most_and_an_hour_if_nothing_is_said() {
-        let ttl = |ttl_seconds| ttl_ms(&admin::CreateJoinTokenRequest { ttl_seconds });
+        let ttl = |ttl_seconds| ttl_ms(admin::CreateJoinTokenRequest { ttl_seconds });
         assert_eq!(ttl(0), Ok(3_600_000));
         assert_eq!((ttl(1), ttl(604_800)), (Ok(1_000), Ok(604_800_000)));
         assert!(ttl(604_801).is_err());
