@@ -29,7 +29,7 @@ const GROUP: usize = 10;
 /// Calls that fill at a node side by side: while one ends, the other keeps the node busy.
 const CALLS_A_NODE: usize = 2;
 /// An outage is over by then, or the cluster is not well.
-const RESEND_MAX: Duration = Duration::from_secs(60);
+const RESEND_MAX: Duration = Duration::from_mins(1);
 const RESEND_PAUSE: Duration = Duration::from_millis(100);
 /// Commands and endings that wait for a task.
 const QUEUE_MAX: usize = 4096;

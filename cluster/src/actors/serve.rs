@@ -266,12 +266,19 @@ async fn when_grown<P>(
 ) -> Result<P, Failure> {
     let mut growth = replica.growth.clone();
     let mut leadership = replica.leadership.clone();
+    let mut is_confirmed = is_planted(Mutation::ReadWithoutBarrier);
     loop {
         // Looked up before it is read: what comes in between is no reason to wait.
         let seen = end(&growth.borrow());
         let page = read().map_err(|error| unreadable(&replica.group, error))?;
-        if !is_empty(&page) || Instant::now() >= until {
+        if !is_empty(&page) || is_confirmed && Instant::now() >= until {
             return Ok(page);
+        }
+        // That there is nothing is for a leader to say, and a deposed one does not know that it is none.
+        if !is_confirmed {
+            replica.group.read_barrier().await.map_err(failure_of)?;
+            is_confirmed = true;
+            continue;
         }
         let deposed = leadership.wait_for(|now| !now.serving);
         tokio::select! {

@@ -27,7 +27,7 @@ use crate::clock;
 /// Commands in one message of the call.
 const SENT_TOGETHER: usize = 100;
 /// A cluster that is well has found its leaders by then.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two calls: an election takes about as long.
 const PAUSE: Duration = Duration::from_millis(500);
 

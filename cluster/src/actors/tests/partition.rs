@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use drover_core::ids::{DeviceId, NodeId};
+use drover_core::ids::{DeviceId, NodeId, Offset};
 use tokio::time::Instant;
 
 use super::{Node, create, id, led_elsewhere, message, open, shard, start, until};
 use crate::actors::error::Error;
 use crate::actors::router::Target;
+use crate::actors::streams::ReadLimits;
 
 /// A dead connection is noticed after five seconds, and a request may take ten. Nobody may have to wait for either.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -79,6 +80,19 @@ async fn a_node_that_is_cut_off_says_so_and_serves_again_when_it_is_back() {
     alone.gate.set_silent(false);
     until("the node serves again", async || alone.cluster.device(&foreign).await.is_ok()).await;
     until("it is ready", async || alone.cluster.ready().is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_does_not_say_that_a_stream_has_ended() {
+    let nodes = start(3, |_| {}).await;
+    let alone = &nodes[0];
+    let own = shard(&alone.cluster, &led_here(alone).await);
+    let limits = ReadLimits { messages_max: 1, bytes_max: 1_000, wait_ms: 0 };
+    let read = async || alone.cluster.read_stream(own, Offset::default(), limits).await;
+    assert!(read().await.expect("a leader's word").messages.is_empty());
+    alone.gate.set_silent(true);
+    // Within its lease it is told nothing: another one may lead by then, and have acknowledged a message.
+    failure(read()).await;
 }
 
 /// A device whose shard this node leads. Leaders find their places soon after the start.
