@@ -78,7 +78,9 @@ fn family(table: Table, cache: &Cache) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_format_version(5);
-    if matches!(table, Table::Device | Table::Twin) {
+    // Where keys are looked up that are mostly not there: without it each command sent would unpack blocks of the mailbox to
+    // find that its id is new.
+    if matches!(table, Table::Device | Table::Twin | Table::Mailbox) {
         blocks.set_bloom_filter(10.0, false);
     }
     let mut options = file(table);

@@ -94,12 +94,11 @@ impl Sending {
             if self.left.is_empty() || lost.is_none() && Instant::now() >= self.until {
                 return Ok(());
             }
-            answers = match lost {
-                Some(lost) => reopener.open(lost, || open(&self.left)).await?,
-                None => {
-                    sleep(PAUSE).await;
-                    open(&self.left).await?
-                }
+            answers = if let Some(lost) = lost {
+                reopener.open(lost, || open(&self.left)).await?
+            } else {
+                sleep(PAUSE).await;
+                open(&self.left).await?
             };
         }
     }
