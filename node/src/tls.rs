@@ -12,6 +12,8 @@ pub mod signer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject;
@@ -126,6 +128,14 @@ impl ResolvesServerCert for Named {
         let current = if is_named { &self.asked } else { &self.others };
         current.resolve(hello)
     }
+}
+
+/// A certificate as text (RFC 7468): base64 in lines of 64 characters.
+pub(crate) fn pem(certificate: &[u8]) -> String {
+    let text = STANDARD.encode(certificate);
+    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
+    let body = lines.collect::<Vec<_>>().join("\n");
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
 }
 
 fn certified_key(files: &KeyPair, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {

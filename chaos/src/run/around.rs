@@ -85,14 +85,8 @@ mod tests {
         let transmissions = vec![sent(9_400, 9_500), sent(10_100, 11_200), sent(30_300, 31_400)];
         let history = DeviceHistory { transmissions, ..DeviceHistory::default() };
         let fault = |from_ms| Fault {
-            nemesis: Nemesis::Kill,
-            node: 1,
-            shards: vec![1],
-            from_ms,
             until_ms: from_ms + 5_000,
-            evidence: 1,
-            detail: String::new(),
-            complaint: None,
+            ..Fault::sample(Nemesis::Kill, vec![1], from_ms)
         };
         let around = around(&[fault(10_000), fault(30_000)], &[history]);
         assert_eq!((around.len(), around[0].faults), (1, 2));

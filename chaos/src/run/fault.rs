@@ -51,6 +51,21 @@ impl Seen {
 }
 
 impl Fault {
+    /// A fault of node 1 that hit something.
+    #[cfg(test)]
+    pub(super) fn sample(nemesis: Nemesis, shards: Vec<u32>, from_ms: u64) -> Self {
+        Self {
+            nemesis,
+            node: 1,
+            shards,
+            from_ms,
+            until_ms: from_ms + 1,
+            evidence: 1,
+            detail: String::new(),
+            complaint: None,
+        }
+    }
+
     pub(super) fn new(
         draw: &Draw,
         shards: Vec<u32>,

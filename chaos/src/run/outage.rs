@@ -130,16 +130,7 @@ mod tests {
     }
 
     fn fault(nemesis: Nemesis, shards: Vec<u32>, from_ms: u64) -> Fault {
-        Fault {
-            nemesis,
-            node: 1,
-            shards,
-            from_ms,
-            until_ms: from_ms + 800,
-            evidence: 1,
-            detail: String::new(),
-            complaint: None,
-        }
+        Fault { until_ms: from_ms + 800, ..Fault::sample(nemesis, shards, from_ms) }
     }
 
     #[test]

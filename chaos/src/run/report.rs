@@ -253,16 +253,7 @@ mod tests {
     #[test]
     fn a_run_in_which_a_nemesis_hit_nothing_does_not_pass() {
         let plan = Plan::new(1, Duration::from_mins(1), vec![Nemesis::Kill, Nemesis::Power]);
-        let hit = |nemesis, evidence| Fault {
-            nemesis,
-            node: 1,
-            shards: Vec::new(),
-            from_ms: 0,
-            until_ms: 1,
-            evidence,
-            detail: String::new(),
-            complaint: None,
-        };
+        let hit = |nemesis, evidence| Fault { evidence, ..Fault::sample(nemesis, Vec::new(), 0) };
         let faults = [hit(Nemesis::Kill, 1), hit(Nemesis::Power, 0)];
         assert_eq!(never_hit(&plan, &faults), [Nemesis::Power]);
         let report = Report::new(&plan, faults.to_vec(), Driven::default(), Vec::new());

@@ -230,7 +230,22 @@ impl Meta {
     }
 }
 
+impl Move {
+    /// What is placed once the replica has arrived: the new one stands where the old one stood, or last.
+    pub(crate) fn arrive(&self, placed: &mut Vec<NodeId>) {
+        match self.from.and_then(|from| placed.iter().position(|node| *node == from)) {
+            Some(place) => placed[place] = self.to,
+            None => placed.push(self.to),
+        }
+    }
+}
+
 impl Membership {
+    /// Whether the node is on its way out for good. It may be dead.
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        self.departures.get(&node) == Some(&Departure::Removed)
+    }
+
     pub fn retired(&self, shard: ShardId, node: NodeId) -> u16 {
         self.retired.get(&(shard, node)).copied().unwrap_or(0)
     }
@@ -369,9 +384,8 @@ fn depart(meta: &mut Meta, node: NodeId, departure: Departure) -> Result<(), Mem
     if !meta.members.contains_key(&node) {
         return Err(MembershipRefusal::MemberNotFound { node });
     }
-    let removed =
-        |other: &&NodeId| meta.membership.departures.get(other) == Some(&Departure::Removed);
-    let left = meta.members.keys().filter(|other| **other != node && !removed(other)).count();
+    let stays = |other: &&NodeId| **other != node && !meta.membership.is_leaving(**other);
+    let left = meta.members.keys().filter(stays).count();
     let replicas = usize::from(meta.replication_factor);
     // Somebody must take its devices, even if nobody can take its replicas.
     let staying = meta.staying().filter(|other| *other != node).count();
@@ -384,7 +398,7 @@ fn depart(meta: &mut Meta, node: NodeId, departure: Departure) -> Result<(), Mem
 }
 
 fn forget(meta: &mut Meta, node: NodeId) -> Result<(), MembershipRefusal> {
-    if meta.membership.departures.get(&node) != Some(&Departure::Removed) {
+    if !meta.membership.is_leaving(node) {
         return Err(MembershipRefusal::MemberNotFound { node });
     }
     if meta.holds_replicas(node) {
@@ -444,11 +458,7 @@ fn end_move(meta: &mut Meta, shard: ShardId, id: u64) -> Result<(), MembershipRe
         meta.membership.retire(shard, ended.to);
         return Ok(());
     }
-    let placed = meta.placement.entry(shard).or_default();
-    match ended.from.and_then(|from| placed.iter().position(|node| *node == from)) {
-        Some(place) => placed[place] = ended.to,
-        None => placed.push(ended.to),
-    }
+    ended.arrive(meta.placement.entry(shard).or_default());
     if let Some(from) = ended.from.filter(|from| *from != ended.to) {
         meta.membership.retire(shard, from);
     }

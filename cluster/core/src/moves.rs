@@ -32,7 +32,7 @@ pub fn next(meta: &Meta) -> Vec<PlannedMove> {
         let Some(to) = wanted.iter().copied().find(|node| !placed.contains(node)) else { continue };
         let going = placed.iter().copied().filter(|node| !wanted.contains(node));
         // Who is removed may be dead, and then nothing is restored until it is replaced.
-        let from = going.min_by_key(|node| (!is_removed(meta, *node), *node));
+        let from = going.min_by_key(|node| (!meta.membership.is_leaving(*node), *node));
         moves.push(PlannedMove { shard: *shard, from, to });
     }
     moves
@@ -60,7 +60,7 @@ pub fn preferences(meta: &Meta) -> Placement {
 /// votes only where too few others are left, who is removed never.
 pub fn meta_voters(meta: &Meta, today: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let possible: BTreeSet<NodeId> =
-        meta.members.keys().copied().filter(|node| !is_removed(meta, *node)).collect();
+        meta.members.keys().copied().filter(|node| !meta.membership.is_leaving(*node)).collect();
     let departs = |node: &NodeId| meta.membership.departures.contains_key(node);
     let staying = possible.iter().filter(|node| !departs(node)).count();
     let count = staying.max(possible.len().min(META_VOTERS_MIN)).min(META_VOTERS_MAX);
@@ -106,16 +106,9 @@ fn under_way(meta: &Meta) -> Placement {
         if under_way.is_cancelled || placed.contains(&under_way.to) {
             continue;
         }
-        match under_way.from.and_then(|from| placed.iter().position(|node| *node == from)) {
-            Some(place) => placed[place] = under_way.to,
-            None => placed.push(under_way.to),
-        }
+        under_way.arrive(placed);
     }
     placement
-}
-
-fn is_removed(meta: &Meta, node: NodeId) -> bool {
-    meta.membership.departures.get(&node) == Some(&Departure::Removed)
 }
 
 fn as_set(nodes: &[NodeId]) -> BTreeSet<NodeId> {
@@ -168,7 +161,7 @@ mod tests {
         let mut at_work = BTreeSet::new();
         for under_way in meta.membership.moves.values().filter(|m| m.began.is_some()) {
             let nodes = under_way.from.into_iter().chain([under_way.to]);
-            for node in nodes.filter(|node| !is_removed(meta, *node)) {
+            for node in nodes.filter(|node| !meta.membership.is_leaving(*node)) {
                 prop_assert!(at_work.insert(node), "node {} takes part in two moves", node);
             }
         }

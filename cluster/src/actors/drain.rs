@@ -35,7 +35,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             continue;
         }
         let shards = shared.meta().map(|meta| meta.shard_count);
-        if let Some(shards) = shards.filter(|_| has_given_all(&shared)) {
+        let is_due = shared.sessions.count() > 0 && has_given_all(&shared);
+        if let Some(shards) = shards.filter(|_| is_due) {
             let share = shared.config.limits.drained_sessions_per_second;
             let share = share.div_ceil(INTERVALS_A_SECOND).max(1);
             let ended = end_some(&shared.sessions, share, shards, &mut last);

@@ -4,14 +4,13 @@
 //! mover, step by step, and can be watched in the status.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, LogTime, NodeId, ShardId};
 use drover_core::membership::{
     Departure, JoinToken, Joining, MembershipChange, MembershipRefusal, Signer,
 };
-use drover_core::meta::{Meta, MetaChange};
+use drover_core::meta::MetaChange;
 
 use super::cluster::{Cluster, ClusterStatus};
 use super::error::Error;
@@ -98,9 +97,9 @@ impl Cluster {
         self.change_meta(MetaChange::Membership(change)).await
     }
 
-    /// The members as this node knows them.
+    /// The id of the member with this number, as this node knows it.
     pub fn member(&self, number: u32) -> Result<NodeId, Error> {
-        let meta: Arc<Meta> = self.meta().ok_or(Error::NotInitialized)?;
+        let meta = self.meta().ok_or(Error::NotInitialized)?;
         let found = meta.members.keys().rev().find(|node| node.number() == number);
         found.copied().ok_or_else(|| {
             refused(MembershipRefusal::MemberNotFound { node: NodeId::new(number, 0) })

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use drover_core::ids::{GroupId, NodeId, ReplicaId, ShardId};
-use drover_core::membership::{Departure, MembershipChange, Move};
+use drover_core::membership::{MembershipChange, Move};
 use drover_core::meta::{Meta, MetaChange};
 use drover_core::moves;
 use tokio::time::sleep;
@@ -102,12 +102,10 @@ async fn plan(cluster: &Cluster, meta: &Meta, group: &Group) -> Result<Step, Err
         let planned = MembershipChange::PlanMoves { expected_version, moves: missing };
         return propose(cluster, MetaChange::Membership(planned)).await;
     }
-    let removed = |(node, departure): (&NodeId, &Departure)| {
-        let leaves = *departure == Departure::Removed && !meta.holds_replicas(*node);
-        leaves.then_some(*node)
-    };
-    if let Some(node) = meta.membership.departures.iter().find_map(removed) {
-        return forget(cluster, group, node).await;
+    let is_emptied =
+        |node: &&NodeId| meta.membership.is_leaving(**node) && !meta.holds_replicas(**node);
+    if let Some(node) = meta.membership.departures.keys().find(is_emptied) {
+        return forget(cluster, group, *node).await;
     }
     Ok(Step::Done)
 }

@@ -14,7 +14,6 @@ use drover_core::device::Device;
 use drover_core::feedback::FeedbackPage;
 use drover_core::ids::{CommandSequence, DeviceId, GroupId, NodeId, Offset, ShardId};
 use drover_core::message::StreamPage;
-use drover_core::mutants::{Mutation, is_planted};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -133,8 +132,7 @@ pub(super) async fn read_here(
         let page = when_grown(shared, shard, &replica, until(*wait_ms), end, read, is_empty).await;
         return page.map(Answer::Feedback);
     }
-    let needs_barrier = !matches!(request, Request::Device { linearizable: false, .. });
-    if needs_barrier && !is_planted(Mutation::ReadWithoutBarrier) {
+    if !matches!(request, Request::Device { linearizable: false, .. }) {
         replica.group.read_barrier().await.map_err(failure_of)?;
     }
     read(shared, shard, request).map_err(|error| unreadable(&replica.group, error))?
@@ -266,7 +264,7 @@ async fn when_grown<P>(
 ) -> Result<P, Failure> {
     let mut growth = replica.growth.clone();
     let mut leadership = replica.leadership.clone();
-    let mut is_confirmed = is_planted(Mutation::ReadWithoutBarrier);
+    let mut is_confirmed = false;
     loop {
         // Looked up before it is read: what comes in between is no reason to wait.
         let seen = end(&growth.borrow());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId, Offset, ReplicaId};
+use drover_core::mutants::{Mutation, is_planted};
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
@@ -161,6 +162,9 @@ impl Group {
     /// `ReadIndex` (Raft thesis, 6.4): on return this node was the leader after the call began, and has applied
     /// everything that was committed before it. Callers that arrive while one round is under way share the next.
     pub async fn read_barrier(&self) -> Result<(), Error> {
+        if is_planted(Mutation::ReadWithoutBarrier) {
+            return Ok(());
+        }
         let (sender, passed) = oneshot::channel();
         let must_run = {
             let mut barrier = self.barrier();

@@ -3,7 +3,8 @@
 //! Three credentials are known. A token that an access policy signed (`authorization: SharedAccessSignature sr=…`); a
 //! client certificate with a policy's name as its common name, where the listener has verified it against the CA for
 //! clients; and the bootstrap token of a node (`authorization: Bearer …`), which is in its data folder and opens what
-//! must work before there are policies. A node that joins has a fourth for its one call: a join token. What each method asks for stands in [`permissions`](super::permissions).
+//! must work before there are policies. A node that joins has a fourth for its one call: a join token. What each method
+//! asks for stands in [`permissions`](super::permissions).
 
 use std::fmt;
 use std::sync::Arc;

@@ -166,16 +166,7 @@ async fn connect(connector: TlsConnector, contact: &JoinContact) -> Result<Chann
         }
     });
     let endpoint = Endpoint::from_static("http://member");
-    endpoint.connect_with_connector(service).await.map_err(|error| describe(&error))
-}
-
-/// The outermost text alone says little ("transport error").
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    // The outermost text alone says little ("transport error").
+    let described = |error| format!("{:#}", anyhow::Error::new(error));
+    endpoint.connect_with_connector(service).await.map_err(described)
 }

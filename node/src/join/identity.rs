@@ -10,13 +10,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use drover_proto::admin::JoinResponse;
 
 use super::Error;
 use crate::config::Config;
 use crate::tls::authority::write_secret;
+use crate::tls::pem;
 
 /// The folder of an identity.
 #[derive(Debug, Clone)]
@@ -87,16 +86,6 @@ fn make_folder(folder: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| failed(folder, &error))
-}
-
-fn pem(der: &[u8]) -> String {
-    let lines: Vec<String> = STANDARD
-        .encode(der)
-        .as_bytes()
-        .chunks(64)
-        .map(|line| String::from_utf8_lossy(line).into_owned())
-        .collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 fn failed(path: &Path, problem: &impl ToString) -> Error {

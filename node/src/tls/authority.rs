@@ -17,10 +17,13 @@ use time::{Duration, OffsetDateTime};
 use super::{Error, KeyPair};
 
 /// Clocks of clients may be behind by this much.
-pub(super) const BACKDATED: Duration = Duration::days(1);
+const BACKDATED: Duration = Duration::days(1);
 pub(super) const AUTHORITY_LIFETIME: Duration = Duration::days(3650);
 /// The longest that clients accept of a server certificate.
 const CERTIFICATE_LIFETIME: Duration = Duration::days(825);
+/// What a node's certificate is good for: it is shown both ways.
+pub(super) const NODE_USAGES: [ExtendedKeyUsagePurpose; 2] =
+    [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
 
 /// The name that the certificate of a node carries, by which its peers know it: number and generation, so that a wiped
 /// node is another one.
@@ -70,8 +73,7 @@ impl Authority {
     /// A certificate by which a node knows and is known by its peers.
     pub fn issue_node(&self, node: NodeId) -> Result<KeyPair, Error> {
         let file = format!("node-{}-{}", node.number(), node.generation());
-        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(&file, vec![node_name(node)], &usages)
+        self.issue(&file, vec![node_name(node)], &NODE_USAGES)
     }
 
     /// Writes the key first: a certificate without a key would be taken for a whole pair after a crash.
@@ -81,14 +83,7 @@ impl Authority {
         names: Vec<String>,
         usages: &[ExtendedKeyUsagePurpose],
     ) -> Result<KeyPair, Error> {
-        let common_name = names.first().cloned().unwrap_or_default();
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.not_before = self.now - BACKDATED;
-        params.not_after = self.now + CERTIFICATE_LIFETIME;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = usages.to_vec();
-        params.use_authority_key_identifier_extension = true;
+        let params = leaf(names, usages, self.now, CERTIFICATE_LIFETIME)?;
         let key = rcgen::KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let files = KeyPair {
@@ -114,17 +109,40 @@ fn create(
     key: &Path,
     now: OffsetDateTime,
 ) -> Result<Issuer<'static, rcgen::KeyPair>, Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Drover development CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = now - BACKDATED;
-    params.not_after = now + AUTHORITY_LIFETIME;
+    let mut params = root("Drover development CA", now);
+    params.key_usages.push(KeyUsagePurpose::CrlSign);
     let key_pair = rcgen::KeyPair::generate()?;
     let signed = params.self_signed(&key_pair)?;
     write_secret(key, &key_pair.serialize_pem())?;
     write_secret(certificate, &signed.pem())?;
     Ok(Issuer::new(params, key_pair))
+}
+
+/// An authority that signs leaves and no other authorities.
+pub(super) fn root(common_name: &str, now: OffsetDateTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    (params.not_before, params.not_after) = (now - BACKDATED, now + AUTHORITY_LIFETIME);
+    params
+}
+
+/// What an authority signs: the first of the names is the common name, too.
+pub(super) fn leaf(
+    names: Vec<String>,
+    usages: &[ExtendedKeyUsagePurpose],
+    now: OffsetDateTime,
+    lifetime: Duration,
+) -> Result<CertificateParams, rcgen::Error> {
+    let common_name = names.first().cloned().unwrap_or_default();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    (params.not_before, params.not_after) = (now - BACKDATED, now + lifetime);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = usages.to_vec();
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 /// Writes beside the file and renames, so that a crash leaves the old one or the new one.

@@ -6,16 +6,13 @@
 use bytes::Bytes;
 use drover_core::ids::NodeId;
 use drover_core::membership::{PrivateKey, Signer};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SubjectPublicKeyInfo,
-};
+use rcgen::{GeneralSubtree, Issuer, KeyPair, NameConstraints, SubjectPublicKeyInfo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 
 use super::Error;
-use super::authority::{AUTHORITY_LIFETIME, BACKDATED, node_name};
+use super::authority::{AUTHORITY_LIFETIME, NODE_USAGES, leaf, node_name, root};
 
 /// A node's certificate lasts as long as the authority: there is nobody yet who would renew it.
 const CERTIFICATE_LIFETIME: Duration = AUTHORITY_LIFETIME;
@@ -24,16 +21,11 @@ const DOMAIN: &str = "drover";
 
 /// A new authority. `now_s`: seconds since 1970.
 pub fn make(now_s: u64) -> Result<Signer, Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Drover cluster CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let mut params = root("Drover cluster CA", time_of(now_s));
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![GeneralSubtree::DnsName(DOMAIN.to_owned())],
         excluded_subtrees: Vec::new(),
     });
-    let now = time_of(now_s);
-    (params.not_before, params.not_after) = (now - BACKDATED, now + AUTHORITY_LIFETIME);
     let key = KeyPair::generate()?;
     let certificate = params.self_signed(&key)?;
     Ok(Signer {
@@ -48,15 +40,7 @@ pub fn sign(signer: &Signer, node: NodeId, public_key: &[u8], now_s: u64) -> Res
     let key = KeyPair::try_from(&key)?;
     let authority = CertificateDer::from(signer.certificate.to_vec());
     let issuer = Issuer::from_ca_cert_der(&authority, key)?;
-    let name = node_name(node);
-    let mut params = CertificateParams::new(vec![name.clone()])?;
-    params.distinguished_name.push(DnType::CommonName, name);
-    let now = time_of(now_s);
-    (params.not_before, params.not_after) = (now - BACKDATED, now + CERTIFICATE_LIFETIME);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
+    let params = leaf(vec![node_name(node)], &NODE_USAGES, time_of(now_s), CERTIFICATE_LIFETIME)?;
     let certificate = params.signed_by(&SubjectPublicKeyInfo::from_der(public_key)?, &issuer)?;
     Ok(Bytes::copy_from_slice(certificate.der()))
 }

@@ -13,6 +13,7 @@ use x509_parser::time::ASN1Time;
 
 use crate::grpc::status::Invalid;
 use crate::identity::certificate::{Thumbprints, Unfit};
+use crate::tls::pem;
 
 /// 160 bits, which nobody guesses; as hex they are shorter than a common name may be.
 const CODE_BYTES: usize = 20;
@@ -66,15 +67,6 @@ pub(crate) fn answer(name: &str, authority: &Authority) -> admin::Authority {
 
 fn timestamp(time: ASN1Time) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: 0 }
-}
-
-/// RFC 7468: base64 in lines of 64 characters.
-fn pem(certificate: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy);
-    let body = lines.collect::<Vec<_>>().join("\n");
-    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
 }
 
 #[cfg(test)]
