@@ -6,8 +6,8 @@
 use std::path::PathBuf;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel,
-    Options, ReadOptions, WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType,
+    DBRecoveryMode, LogLevel, Options, ReadOptions, WriteBufferManager, WriteOptions,
 };
 
 use super::Table;
@@ -36,6 +36,8 @@ const WAL_BYTES_MAX: u64 = 256 << 20;
 const MEMTABLE_BYTES_MAX: usize = 16 << 20;
 /// What a memtable takes at its first record: seven tables, mostly idle.
 const ARENA_BYTES: usize = 256 << 10;
+/// A part of an index or a filter: as large as a block of data.
+const METADATA_BLOCK_BYTES: usize = 4 << 10;
 /// RocksDB's own log of what it did.
 const INFO_LOG_BYTES_MAX: usize = 8 << 20;
 const INFO_LOGS_MAX: usize = 4;
@@ -74,8 +76,13 @@ pub(super) fn tables(settings: &Settings) -> Vec<ColumnFamilyDescriptor> {
 fn family(table: Table, cache: &Cache) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
-    // Index and filters count against the cache, or they grow with the data.
+    // Index and filters count against the cache, or they grow with the data. In parts, because whole ones of a large file, a
+    // megabyte each, do not fit a shard of the cache: each look-up would read them from the disk again.
     blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    blocks.set_pin_top_level_index_and_filter(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_format_version(5);
     // Where keys are looked up that are mostly not there: without it each command sent would unpack blocks of the mailbox to
