@@ -146,9 +146,17 @@ async fn much(sitting: &mut Sitting) -> anyhow::Result<()> {
 
 /// What a node takes that has just come back and serves nobody: what it needs to know of each registered device, without
 /// what caches hold of those that were used.
-pub(super) async fn rss_of_restarted(nodes: &mut Nodes) -> anyhow::Result<f64> {
+async fn rss_of_restarted(nodes: &mut Nodes) -> anyhow::Result<f64> {
+    rss_of_restarted_with(nodes, Vec::new()).await
+}
+
+/// With these settings of the environment.
+pub(super) async fn rss_of_restarted_with(
+    nodes: &mut Nodes,
+    environment: Vec<(String, String)>,
+) -> anyhow::Result<f64> {
     nodes.kill(RESTARTED).await?;
-    nodes.restart(RESTARTED)?;
+    nodes.restart_with(RESTARTED, environment)?;
     nodes.until_answers(RESTARTED, RESTART_TIMEOUT).await?;
     sleep(SETTLE * 3).await;
     Ok(nodes.usage_of(RESTARTED)?.rss_bytes as f64)

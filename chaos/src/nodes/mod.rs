@@ -159,6 +159,16 @@ impl Nodes {
         Ok(())
     }
 
+    /// The same, with other settings of the environment from now on.
+    pub fn restart_with(
+        &mut self,
+        node: usize,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<()> {
+        self.places[node].environment = environment;
+        self.restart(node)
+    }
+
     /// The process of a node that is up.
     pub fn process(&mut self, node: usize) -> anyhow::Result<&mut Process> {
         self.processes[node].as_mut().with_context(|| format!("node {} is down", node + 1))
