@@ -116,7 +116,7 @@ async fn fan_out(sitting: &mut Sitting) -> anyhow::Result<()> {
 
 async fn mailboxes(sitting: &mut Sitting) -> anyhow::Result<()> {
     let devices = sitting.options.scaled(MAILBOXES);
-    let patience = Duration::from_secs(if sitting.options.quick { 15 } else { 900 });
+    let patience = Duration::from_secs(if sitting.options.quick { 15 } else { 1_200 });
     let (mut nodes, fleet) = start(3, SHARDS).await?;
     nodes.admin().create_devices(&fleet, 0..devices).await?;
     let before = Memory::of(&mut nodes).await?;
