@@ -100,6 +100,8 @@ fn due(shared: &Shared, shard: ShardId, plans: &BTreeMap<ShardId, Plan>) -> Opti
     let now = Instant::now();
     let target = shared.router.target(shard);
     let asked = match target {
+        // It would only hold up what is announced to others. It is due when the node answers again.
+        Target::Node(node) if shared.groups.is_silent(node) => return None,
         Target::Node(node) => shared.neighbours.asked(node),
         Target::Here => shared.neighbours.wanted(shared.config.node),
         Target::Unknown => return None,

@@ -278,7 +278,7 @@ impl Cluster {
                 return Err(format!("shard {shard} has no leader"));
             }
             if self.shared.groups.is_cut_off(GroupId::Shard(*shard)) {
-                return Err(format!("shard {shard} is led by nodes that are out of reach"));
+                return Err(format!("shard {shard} is out of reach: this node may be cut off"));
             }
         }
         let members = self.shared.groups.get(GroupId::Meta);

@@ -4,9 +4,10 @@
 //! not lead, or it could not be reached. Once a change is under way, a lost leader or a missing answer means an unknown
 //! outcome, and the caller decides. Reads are repeated after any loss. All of it counts against one deadline.
 //!
-//! Nobody waits for a node that cannot answer any more: a leader that was cut off says nothing, so what it was asked is given
-//! up when the replica here hears of another one, and whatever this node cannot reach is refused at once, because whoever
-//! asks can ask elsewhere.
+//! Nobody waits for a node that cannot answer any more: one that was cut off or stopped says nothing, so what it was asked is
+//! given up when the replica here hears of another leader, or when it has said nothing for too long (`raft/reach`). It is asked
+//! nothing new until it is heard again. Whatever this node cannot reach is refused at once, because whoever asks can ask
+//! elsewhere.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -119,18 +120,32 @@ impl Router {
 
     /// Any replica knows its leader: ask one after the other.
     fn guess(&self, group: GroupId, attempt: u32) -> Target {
-        let meta = self.groups.meta();
-        let meta = meta.borrow();
-        let Some(meta) = meta.as_ref() else { return Target::Unknown };
-        let members: Vec<NodeId> = match group {
-            GroupId::Shard(shard) => meta.placement.get(&shard).cloned().unwrap_or_default(),
-            GroupId::Meta => meta.members.keys().copied().collect(),
-        };
-        let others: Vec<_> = members.into_iter().filter(|node| *node != self.node).collect();
+        let others = self.others_with(group);
         match others.len() {
             0 => Target::Unknown,
             count => Target::Node(others[attempt as usize % count]),
         }
+    }
+
+    /// Where the other replicas of the group are.
+    fn others_with(&self, group: GroupId) -> Vec<NodeId> {
+        let meta = self.groups.meta();
+        let meta = meta.borrow();
+        let Some(meta) = meta.as_ref() else { return Vec::new() };
+        let members: Vec<NodeId> = match group {
+            GroupId::Shard(shard) => meta.placement.get(&shard).cloned().unwrap_or_default(),
+            GroupId::Meta => meta.members.keys().copied().collect(),
+        };
+        members.into_iter().filter(|node| *node != self.node).collect()
+    }
+
+    /// Whether it is no use to ask anybody for the group. Without a replica here, whoever has one can say who leads.
+    fn is_out_of_reach(&self, group: GroupId) -> bool {
+        if self.groups.get(group).is_some() {
+            return self.groups.is_cut_off(group);
+        }
+        let others = self.others_with(group);
+        !others.is_empty() && others.iter().all(|node| self.groups.is_silent(*node))
     }
 
     /// Asks whoever leads the group until it is answered or `deadline` is over. `here` carries it out when that is this
@@ -150,7 +165,7 @@ impl Router {
         let mut encoded = None;
         let mut pause = PAUSE_MIN;
         for attempt in 0.. {
-            if self.groups.is_cut_off(group) {
+            if self.is_out_of_reach(group) {
                 break;
             }
             let target = self.target_of(group, attempt);
@@ -161,6 +176,11 @@ impl Router {
                         Ok(response) => Attempt::Answered(response),
                         Err(_) => Attempt::Lost(Error::Timeout),
                     },
+                    // It is not sent what nobody would wait for: so nothing of it can be under way.
+                    Target::Node(node) if self.groups.is_silent(node) => {
+                        self.learn(group, None);
+                        Attempt::Again
+                    }
                     Target::Node(node) => {
                         let encoded = encoded.get_or_insert_with(|| encode_request(request));
                         self.ask_peer(node, group, encoded.clone(), deadline).await
@@ -229,6 +249,7 @@ impl Router {
         };
         tokio::select! {
             () = self.groups.until_cut_off(group) => {}
+            () = self.groups.until_silent(node) => {}
             () = self.deposed(group, node) => {}
         }
     }

@@ -85,7 +85,11 @@ async fn ask(shared: &Shared, node: NodeId) -> Option<NodeSummary> {
         return Some(summary(shared));
     }
     let request = encode_request(&Request::NodeSummary);
-    let response = shared.peers.request(node, GroupId::Meta, request, DEADLINE).await.ok()?;
+    let response = tokio::select! {
+        biased;
+        () = shared.groups.until_silent(node) => return None,
+        response = shared.peers.request(node, GroupId::Meta, request, DEADLINE) => response.ok()?,
+    };
     match decode_response(response) {
         Ok(Answer::Node(summary)) => Some(summary),
         Ok(_) | Err(_) => None,

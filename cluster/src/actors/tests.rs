@@ -32,7 +32,7 @@ use super::session::{DELIVERIES_MAX, Delivery, EndReason, OpenSession, Session};
 use super::shard::ShardMsg;
 use crate::raft::peers::{Peers, PeersConfig};
 use crate::storage::simulated::{Behaviour, SimulatedDisk};
-use gate::Gate;
+use gate::{Gate, Pipes};
 
 const SHARDS: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,22 +56,40 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 async fn start(count: u32, configure: impl Fn(&mut Config)) -> Vec<Node> {
-    let mut listeners = BTreeMap::new();
+    let mut gates = BTreeMap::new();
     for number in 1..=count {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        listeners.insert(NodeId::new(number, 0), listener);
+        let address = listener.local_addr().expect("bound").to_string();
+        gates.insert(NodeId::new(number, 0), (address, Gate::new(listener)));
     }
-    let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
+    start_behind(gates, configure).await
+}
+
+/// The same without sockets: time may be paused.
+async fn start_in_memory(count: u32) -> Vec<Node> {
+    let pipes = Pipes::default();
+    let gate = |number: u32| {
+        let address = format!("node-{number}");
+        let gate = Gate::before(pipes.listen(&address));
+        (NodeId::new(number, 0), (address, gate))
+    };
+    start_behind((1..=count).map(gate).collect(), |_| {}).await
+}
+
+async fn start_behind(
+    gates: BTreeMap<NodeId, (String, Gate)>,
+    configure: impl Fn(&mut Config),
+) -> Vec<Node> {
     let members: BTreeMap<_, _> =
-        listeners.iter().map(|(node, listener)| (*node, address(listener))).collect();
+        gates.iter().map(|(node, (address, _))| (*node, address.clone())).collect();
     let mut nodes = Vec::new();
-    for (node, listener) in listeners {
+    for (node, (_, gate)) in gates {
         let behaviour = Behaviour { sync_us_max: 500, failing_syncs_per_mille: 0 };
         let disk = SimulatedDisk::new(node.to_u64(), behaviour);
         let mut config = Config::new(node);
         config.seed = Some(node.to_u64());
         configure(&mut config);
-        nodes.push(run(config, disk, listener, members.clone()).await);
+        nodes.push(run(config, disk, gate, members.clone()).await);
     }
     initialize(&nodes, members).await;
     nodes
@@ -80,11 +98,10 @@ async fn start(count: u32, configure: impl Fn(&mut Config)) -> Vec<Node> {
 async fn run(
     config: Config,
     disk: SimulatedDisk,
-    listener: TcpListener,
+    gate: Gate,
     members: BTreeMap<NodeId, String>,
 ) -> Node {
     let (node, seed, cluster_id) = (config.node, config.seed, None);
-    let gate = Gate::new(listener);
     let network = Arc::new(gate.clone());
     let (peers, incoming) = Peers::start(PeersConfig { node, members, cluster_id, network, seed });
     let storage = Arc::new(disk.open());
@@ -97,7 +114,7 @@ async fn restart(former: Node) -> Node {
     let Node { cluster, disk, .. } = former;
     cluster.stop(5_000).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    run(cluster.shared.config.clone(), disk, listener, BTreeMap::new()).await
+    run(cluster.shared.config.clone(), disk, Gate::new(listener), BTreeMap::new()).await
 }
 
 async fn initialize(nodes: &[Node], members: BTreeMap<NodeId, String>) {

@@ -215,6 +215,14 @@ impl Group {
         Some(confirmed.elapsed())
     }
 
+    /// The sets of voters of each of which a majority decides: two while they change.
+    pub(super) fn voters(&self) -> Vec<BTreeSet<NodeId>> {
+        let watched = self.inner.raft.metrics();
+        let now = watched.borrow_watched();
+        let sets = now.membership_config.membership().get_joint_config().iter();
+        sets.map(|set| set.iter().map(|replica| replica.node()).collect()).collect()
+    }
+
     /// Who votes in the group and who only follows it, as this replica's log has it.
     pub fn replicas(&self) -> Replicas {
         let watched = self.inner.raft.metrics();

@@ -19,7 +19,7 @@ use super::group::{Group, Raft};
 use super::lease::{self, Users};
 use super::log_store::LogStore;
 use super::peers::{Peers, Replica};
-use super::reach::CutOff;
+use super::reach::OutOfReach;
 use super::runtime::Runtime;
 use super::state_machine::StateMachine;
 use super::transport::Transport;
@@ -108,7 +108,7 @@ struct Inner {
     /// Published by the state machine of the meta group, from the start on.
     meta: OnceLock<watch::Receiver<Option<Arc<Meta>>>>,
     fatal: watch::Sender<Option<String>>,
-    cut_off: watch::Receiver<CutOff>,
+    out_of_reach: watch::Receiver<Arc<OutOfReach>>,
     stopping: CancellationToken,
 }
 
@@ -126,7 +126,7 @@ impl Groups {
         storage: Arc<dyn Storage>,
         peers: Peers,
     ) -> Result<Self, Error> {
-        let (published, cut_off) = watch::channel(CutOff::default());
+        let (published, out_of_reach) = watch::channel(Arc::default());
         let inner = Inner {
             config,
             storage,
@@ -137,7 +137,7 @@ impl Groups {
             left: Mutex::new(BTreeSet::new()),
             meta: OnceLock::new(),
             fatal: watch::channel(None).0,
-            cut_off,
+            out_of_reach,
             stopping: CancellationToken::new(),
         };
         let groups = Self { inner: Arc::new(inner) };
@@ -209,13 +209,27 @@ impl Groups {
 
     /// Whether this node can do nothing for the group, because it does not reach those whom it would have to ask.
     pub fn is_cut_off(&self, group: GroupId) -> bool {
-        self.inner.cut_off.borrow().contains(&group)
+        self.inner.out_of_reach.borrow().groups.contains(&group)
     }
 
     /// Returns when that is so.
     pub async fn until_cut_off(&self, group: GroupId) {
-        let mut cut_off = self.inner.cut_off.clone();
-        if cut_off.wait_for(|now| now.contains(&group)).await.is_err() {
+        self.until_out_of_reach(|now| now.groups.contains(&group)).await;
+    }
+
+    /// Whether a node has answered nothing for so long that it is no use to wait for it.
+    pub fn is_silent(&self, node: NodeId) -> bool {
+        self.inner.out_of_reach.borrow().nodes.contains(&node)
+    }
+
+    /// Returns when that is so.
+    pub async fn until_silent(&self, node: NodeId) {
+        self.until_out_of_reach(|now| now.nodes.contains(&node)).await;
+    }
+
+    async fn until_out_of_reach(&self, is_it: impl Fn(&OutOfReach) -> bool) {
+        let mut out_of_reach = self.inner.out_of_reach.clone();
+        if out_of_reach.wait_for(|now| is_it(now)).await.is_err() {
             // The node stops: whoever waits hears that from others.
             std::future::pending::<()>().await;
         }

@@ -1,7 +1,8 @@
 //! When each peer was heard last.
 //!
 //! Silence is a hint and no proof: the peer may be dead, stopped, cut off or slow. So only that may follow from it which does
-//! no harm if it was wrong: to ask for pre-votes early (`election`), and not to wait for an answer (`reach`).
+//! no harm if it was wrong: to ask for pre-votes early (`election`), and not to wait for an answer (`reach`). The first goes
+//! by whatever a peer says, the second by its answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use drover_core::ids::NodeId;
 use tokio::time::Instant;
 
-/// Of nodes that have been heard at least once in this life of the process.
+/// Of nodes that have said something in this life of the process, or have been given the time to.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     last: Mutex<BTreeMap<NodeId, Instant>>,

@@ -24,7 +24,6 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use super::frames::{FRAME_BYTES_MAX, NotTaken, Outbox, outbox};
-use super::heard::Heard;
 use super::network::PeerIo;
 use super::peers::{CallError, Shared};
 
@@ -153,7 +152,7 @@ pub(super) async fn keep(link: Arc<Link>, address: String, shared: Arc<Shared>) 
             Ok(answers) => {
                 backoff = BACKOFF_MIN;
                 tracing::info!(peer = %link.node, "connected to a peer");
-                let problem = receive(&link, answers, &shared.heard).await;
+                let problem = receive(&link, answers, &shared).await;
                 tracing::warn!(peer = %link.node, problem, "lost the connection to a peer");
                 problem
             }
@@ -186,7 +185,7 @@ async fn open(link: &Link, address: &str, shared: &Shared) -> Result<Streaming<F
         let answers = answers.into_inner();
         let calls = Arc::new(Calls::default());
         *link.lock() = State::Up(Live { outbox, calls, client });
-        shared.heard.note(link.node);
+        shared.answered(link.node);
         shared.introduce(link);
         Ok(answers)
     })
@@ -195,7 +194,7 @@ async fn open(link: &Link, address: &str, shared: &Shared) -> Result<Streaming<F
 }
 
 /// Hands out answers until the connection breaks. Returns why it did.
-async fn receive(link: &Link, mut answers: Streaming<Frame>, heard: &Heard) -> String {
+async fn receive(link: &Link, mut answers: Streaming<Frame>, shared: &Shared) -> String {
     let calls = match &*link.lock() {
         State::Up(live) => Arc::clone(&live.calls),
         State::Down { problem } => return problem.clone(),
@@ -203,7 +202,7 @@ async fn receive(link: &Link, mut answers: Streaming<Frame>, heard: &Heard) -> S
     loop {
         match answers.message().await {
             Ok(Some(frame)) => {
-                heard.note(link.node);
+                shared.answered(link.node);
                 for envelope in frame.envelopes {
                     if let Some(body) = envelope.body {
                         calls.answer(envelope.id, body);

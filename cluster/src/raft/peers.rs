@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::group::Raft;
 use super::heard::Heard;
-use super::link::{self, Link};
+use super::link::{self, Call, Link};
 use super::network::PeerNetwork;
 use super::serve;
 use crate::metrics;
 use crate::storage::Storage;
+use crate::wire::delivery::encode_beat;
 
 /// What peers ask of the layers above and nobody has taken up yet. More is refused as busy.
 const INCOMING_MAX: usize = 8192;
@@ -126,6 +127,7 @@ impl Peers {
             disowned: watch::channel(false).0,
             events_wanted: AtomicBool::new(false),
             heard: Heard::default(),
+            answered: Heard::default(),
             random: Mutex::new(match config.seed {
                 Some(seed) => SmallRng::seed_from_u64(seed),
                 None => SmallRng::from_os_rng(),
@@ -148,6 +150,7 @@ impl Peers {
             members.stop(node);
             members.removed.insert(node);
             self.shared.heard.forget(node);
+            self.shared.answered.forget(node);
         }
         for (node, address) in addresses {
             let known = members.by_id.get(&node).map(|member| &member.address);
@@ -155,6 +158,8 @@ impl Peers {
                 continue;
             }
             members.stop(node);
+            // It cannot have answered yet: its time begins now.
+            self.shared.answered.note(node);
             let link = Arc::new(Link::new(node));
             let keeping = link::keep(Arc::clone(&link), address.clone(), Arc::clone(&self.shared));
             let task = tokio::spawn(keeping).abort_handle();
@@ -258,6 +263,17 @@ impl Peers {
         self.shared.heard.silent(least)
     }
 
+    /// For how long each member has answered nothing that this node has asked it.
+    pub(super) fn unanswered(&self) -> BTreeMap<NodeId, Duration> {
+        self.shared.answered.silent(Duration::ZERO).into_iter().collect()
+    }
+
+    /// Asks a node for a sign of life. That it answers at all is what counts, so nobody has to wait for the call.
+    pub(super) fn probe(&self, node: NodeId) -> Result<Call, CallError> {
+        let (of_node, no_deadline) = (ReplicaId::first(node).incarnation(), Duration::MAX);
+        self.link(node)?.call(GroupId::Meta, of_node, no_deadline, Body::Announce(encode_beat()))
+    }
+
     /// Messages for this group go to this replica from now on.
     pub(super) fn register(&self, group: GroupId, replica: Replica) {
         self.shared.groups.lock().expect("nobody panics with it in hand").insert(group, replica);
@@ -335,7 +351,10 @@ pub(super) struct Shared {
     pub(super) network: Arc<dyn PeerNetwork>,
     pub(super) incoming: mpsc::Sender<Incoming>,
     pub(super) stopping: CancellationToken,
+    /// Who has said anything, on whatever connection.
     pub(super) heard: Heard,
+    /// Who has answered this node, on its own connection.
+    answered: Heard,
     cluster_id: Mutex<Option<String>>,
     members: Mutex<Members>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
@@ -413,6 +432,12 @@ impl Shared {
         if code == serve::DISOWNED && !self.disowned.send_replace(true) {
             tracing::error!("this node was removed from the cluster: stop it");
         }
+    }
+
+    /// Something came from a node on the connection on which this one asks.
+    pub(super) fn answered(&self, node: NodeId) {
+        self.heard.note(node);
+        self.answered.note(node);
     }
 
     /// A connection to or from this node broke.

@@ -1,6 +1,7 @@
 //! A network that can be cut: a node behind a closed gate reaches nobody and is reached by nobody. It learns that at once if
-//! the gate is closed, and never if it is silent.
+//! the gate is closed, and never if it is silent. [`Pipes`] is a network without sockets, for paused time.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -9,16 +10,17 @@ use std::task::{Context, Poll, Waker, ready};
 
 use drover_core::ids::NodeId;
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use crate::raft::network::{PeerIo, PeerNetwork, PlainNetwork, ProvenPeer};
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
-    network: Arc<PlainNetwork>,
+    network: Arc<dyn PeerNetwork>,
     passage: Arc<Mutex<Passage>>,
 }
 
@@ -39,7 +41,11 @@ enum State {
 
 impl Gate {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { network: Arc::new(PlainNetwork::new(listener)), passage: Arc::default() }
+        Self::before(PlainNetwork::new(listener))
+    }
+
+    pub(super) fn before(network: impl PeerNetwork) -> Self {
+        Self { network: Arc::new(network), passage: Arc::default() }
     }
 
     /// Connections break.
@@ -87,6 +93,55 @@ impl PeerNetwork for Gate {
     fn incoming(&self) -> BoxStream<'static, io::Result<PeerIo>> {
         let gate = self.clone();
         self.network.incoming().map(move |io| io.map(|io| gate.behind(io))).boxed()
+    }
+}
+
+/// Connections in memory. Nobody waits for anything but the others and timers, so that time can be paused.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pipes {
+    listeners: Arc<Mutex<BTreeMap<String, mpsc::Sender<DuplexStream>>>>,
+}
+
+/// One node's end of them.
+#[derive(Debug)]
+pub(super) struct PipesEnd {
+    pipes: Pipes,
+    incoming: Mutex<Option<mpsc::Receiver<DuplexStream>>>,
+}
+
+/// What a connection holds that nobody has read, and connections that nobody has taken up.
+const PIPE_BYTES: usize = 1 << 20;
+const PENDING_MAX: usize = 64;
+
+impl Pipes {
+    pub(super) fn listen(&self, address: &str) -> PipesEnd {
+        let (sender, incoming) = mpsc::channel(PENDING_MAX);
+        let mut listeners = self.listeners.lock().expect("nobody panics with them in hand");
+        listeners.insert(address.to_owned(), sender);
+        PipesEnd { pipes: self.clone(), incoming: Mutex::new(Some(incoming)) }
+    }
+}
+
+impl PeerNetwork for PipesEnd {
+    fn connect(&self, _node: NodeId, address: &str) -> BoxFuture<'static, io::Result<PeerIo>> {
+        let listeners = self.pipes.listeners.lock().expect("nobody panics with them in hand");
+        let listener = listeners.get(address).cloned();
+        let (own, other) = duplex(PIPE_BYTES);
+        Box::pin(async move {
+            let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+            let Some(listener) = listener else { return Err(refused) };
+            listener.send(other).await.map_err(|_| refused)?;
+            Ok(PeerIo::new(own, ProvenPeer(None)))
+        })
+    }
+
+    fn incoming(&self) -> BoxStream<'static, io::Result<PeerIo>> {
+        let mut incoming = self.incoming.lock().expect("nobody panics with it in hand");
+        let incoming = incoming.take().expect("incoming() is called once");
+        Box::pin(stream::unfold(incoming, |mut incoming| async move {
+            let io = incoming.recv().await?;
+            Some((Ok(PeerIo::new(io, ProvenPeer(None))), incoming))
+        }))
     }
 }
 

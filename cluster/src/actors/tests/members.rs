@@ -21,7 +21,7 @@ async fn join(nodes: &mut Vec<Node>, number: u32) -> NodeId {
     let disk = SimulatedDisk::new(node.to_u64(), behaviour);
     let mut config = Config::new(node);
     config.seed = Some(node.to_u64());
-    nodes.push(run(config, disk, listener, BTreeMap::new()).await);
+    nodes.push(run(config, disk, Gate::new(listener), BTreeMap::new()).await);
     node
 }
 
