@@ -11,6 +11,9 @@ use serde::Serialize;
 /// A point in a run. Only the order of two means something: one run counts microseconds, another one events.
 pub type Moment = u64;
 
+/// Devices of this name are in a run for what they do to the others. Nobody keeps their histories.
+pub const GUEST: &str = "guest-";
+
 /// Everything that one device did.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct DeviceHistory {

@@ -115,6 +115,11 @@ pub async fn raise_file_limit(files: u32) -> anyhow::Result<()> {
     Err(anyhow!("this user may not hold 20,000 files: raise `ulimit -Hn`"))
 }
 
+/// How many files this process, and those that it starts, may hold.
+pub fn file_limit() -> anyhow::Result<u64> {
+    field(&fs::read_to_string("/proc/self/limits")?, "Max open files")
+}
+
 /// The bytes of all files below `folder`, as `du` counts them.
 pub async fn disk_bytes(folder: &Path) -> anyhow::Result<u64> {
     let output = Command::new("du").args(["-s", "--block-size=1"]).arg(folder).output().await?;

@@ -11,6 +11,8 @@ pub enum System {
     /// Three nodes, 16 shards.
     Drover3,
     Drover1,
+    /// Five nodes, three replicas of each shard.
+    Drover5,
     Mosquitto,
     /// Three nodes, its default: no fsync before an acknowledgement.
     Nats,
@@ -25,6 +27,7 @@ impl System {
         match self {
             Self::Drover3 => "Drover, 3 nodes",
             Self::Drover1 => "Drover, 1 node",
+            Self::Drover5 => "Drover, 5 nodes",
             Self::Mosquitto => "mosquitto",
             Self::Nats => "NATS, 3 replicas, default sync",
             Self::NatsSync => "NATS, 3 replicas, sync always",

@@ -1,14 +1,15 @@
 //! Everything that is claimed about speed and memory, measured in one sitting on one machine, beside the peers.
 //!
 //! Absolute figures depend on the machine; the ratios are the claim. A row that cannot be measured says why and the
-//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`], [`mail`] and [`beside`] measure, [`noise`]
-//! says what the machine itself does to them, [`table`] draws the ratios.
+//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`], [`mail`], [`scale`] and [`beside`] measure,
+//! [`noise`] says what the machine itself does to them, [`table`] draws the ratios.
 
 mod beside;
 pub mod figures;
 mod hub;
 mod mail;
 mod noise;
+mod scale;
 pub mod table;
 
 use std::time::Duration;
@@ -52,6 +53,10 @@ pub enum Row {
     FanOut,
     /// Mailboxes of 1,000 commands of devices that are not connected: time, disk, memory.
     Mailboxes,
+    /// Telemetry with 1, 3 and 5 nodes, and the CPU that a message costs each of them.
+    Nodes,
+    /// 10,000 devices by TLS, all at one node, which is killed: time and memory until all are back.
+    Herd,
 }
 
 #[derive(Debug, Clone)]
@@ -103,6 +108,7 @@ impl Sitting {
         }
         hub::all(&mut sitting).await;
         mail::all(&mut sitting).await;
+        scale::all(&mut sitting).await;
         sitting.noise("after").await;
         sitting
     }

@@ -141,6 +141,20 @@ fn claims(figures: &Figures) -> Vec<Claim> {
             " ms",
         ),
         absolute("restart of a full node", Row::Restart, "s until ready", 5.0, " s"),
+        absolute(
+            "10,000 devices back after their node died",
+            Row::Herd,
+            "s until all are back",
+            30.0,
+            " s",
+        ),
+        absolute(
+            "memory a device of them at the peak",
+            Row::Herd,
+            "KB a device at the peak",
+            64.0,
+            " KB",
+        ),
         claim(
             "CPU a message, devices × 10",
             Bar::AtMost(1.2),

@@ -71,18 +71,21 @@ impl Disk {
     }
 
     /// From now on the disk says that it has synced, whatever else it does, and has not: a check that finds nothing wrong
-    /// with a program on such a disk cannot find one that forgets to sync.
+    /// with a program on such a disk cannot find one that forgets to sync. Each power loss brings back, as a whole, what was
+    /// durable when it began to lie: older data, and all of it in good order.
     pub fn lie(&self) {
         self.shared.alter(|state| state.lies = true);
     }
 
-    /// Drops what was not synced; the disk behaves well again. Whoever had files open on it must be dead.
+    /// Drops what was not synced; the disk behaves well again. Whoever had files open on it must be dead. One that lies
+    /// keeps nothing, whatever is `kept`: a part would be found damaged, and damage is another matter.
     pub fn lose_power(&self, kept: Kept) -> io::Result<Loss> {
         self.shared.alter(|state| {
             for waiting in state.waiting.drain(..) {
                 waiting.fail();
             }
             state.behaviour = Behaviour::default();
+            let kept = if state.lies { Kept::Nothing } else { kept };
             state.volume.lose_power(kept).map_err(from_errno)
         })
     }

@@ -103,6 +103,31 @@ fn a_disk_that_lies_forgets_what_it_said_was_synced() {
 }
 
 #[test]
+fn a_disk_that_lies_goes_back_as_a_whole_again_and_again() {
+    let Some((_folder, disk)) = mounted() else { return };
+    let root = disk.mountpoint();
+    fs::write(root.join("old"), b"kept").unwrap();
+    fs::write(root.join("current"), b"1").unwrap();
+    for name in ["old", "current"] {
+        File::open(root.join(name)).unwrap().sync_all().unwrap();
+    }
+    sync_folder(root);
+    disk.lie();
+    let before = tree(root);
+    for life in 0..3 {
+        let new = root.join(format!("new-{life}"));
+        fs::write(&new, b"2").unwrap();
+        File::open(&new).unwrap().sync_all().unwrap();
+        fs::rename(&new, root.join("current")).unwrap();
+        fs::remove_file(root.join("old")).unwrap();
+        sync_folder(root);
+        assert_ne!(tree(root), before);
+        disk.lose_power(Kept::Some(life)).unwrap();
+        assert_eq!(tree(root), before, "life {life}");
+    }
+}
+
+#[test]
 fn without_faults_it_is_a_file_system_like_any_other() {
     let Some((_folder, disk)) = mounted() else { return };
     let other = tempfile::tempdir().unwrap();

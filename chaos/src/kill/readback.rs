@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::backend::unix_ms;
 use super::device::body;
 use crate::history::commands::{Ended, Ledger};
-use crate::history::{DeviceHistory, FinalTwin, PATCH_SLOTS, StoredCopy};
+use crate::history::{DeviceHistory, FinalTwin, GUEST, PATCH_SLOTS, StoredCopy};
 use crate::nodes::Nodes;
 use crate::promises::Violation;
 use crate::promises::p1_telemetry::Streams;
@@ -85,6 +85,10 @@ fn ended(feedback: Feedback) -> anyhow::Result<Ended> {
 }
 
 fn stored(message: &Message) -> Result<StoredCopy, (u64, String)> {
+    if message.device_id.starts_with(GUEST) {
+        let (device, sequence, connection, position) = (message.device_id.clone(), 0, 0, 0);
+        return Ok(StoredCopy { offset: message.offset, device, sequence, connection, position });
+    }
     let unreadable = |problem: &str| (message.offset, problem.to_owned());
     let content: Value =
         serde_json::from_slice(&message.body).map_err(|_| unreadable("the body is not JSON"))?;

@@ -1,13 +1,14 @@
 //! The load generator: how fast a broker acknowledges, and at what cost.
 //!
 //! Closed loop ([`closed`]) asks for the greatest throughput: each connection keeps a window full. Open loop ([`open`])
-//! asks for latency at a rate: what is late counts from when it should have been sent. [`idle`] only connects. [`commands`] and
+//! asks for latency at a rate: what is late counts from when it should have been sent. [`idle`] only connects, [`herd`] does so again. [`commands`] and
 //! [`methods`] come from back ends and go to [`recipients`].
 //!
 //! It is written to run on one thread beside the nodes that it measures.
 
 pub mod closed;
 pub mod commands;
+pub mod herd;
 pub mod idle;
 pub mod methods;
 pub mod open;

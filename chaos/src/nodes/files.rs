@@ -20,6 +20,9 @@ pub(super) struct Layout {
     nodes: Vec<Addresses>,
 }
 
+/// A node has so many listeners.
+const PORTS: usize = 5;
+
 /// Where one node listens and keeps its data.
 struct Addresses {
     data: PathBuf,
@@ -36,24 +39,11 @@ impl Layout {
     /// Writes everything that a node at each of `places` needs to start.
     pub(super) fn create(folder: &Path, places: &[Place]) -> anyhow::Result<Self> {
         let count = places.len();
-        let ports = ports::several(5 * count)?;
-        let nodes = ports.chunks_exact(5).zip(places).enumerate().map(|(node, (ports, place))| {
-            let at = |which: usize| {
-                SocketAddr::new(place.address.unwrap_or(ports[which].ip()), ports[which].port())
-            };
-            let front = place.front.unwrap_or(Front { listener: at(4), shown: at(4) });
-            let home = folder.join(format!("node-{}", node + 1));
-            Addresses {
-                data: place.data.clone().unwrap_or_else(|| home.join("data")),
-                mqtt: at(0),
-                mqtts: at(1),
-                admin: at(2),
-                // Without TLS or login: it stays on the node's own loopback.
-                http: ports[3],
-                peer: front.listener,
-                shown: front.shown,
-            }
-        });
+        let ports = ports::several(PORTS * count)?;
+        let nodes =
+            ports.chunks_exact(PORTS).zip(places).enumerate().map(|(node, (ports, place))| {
+                Addresses::new(ports, place, &folder.join(format!("node-{}", node + 1)))
+            });
         let hub = Authority::new("chaos hub")?;
         let members = Authority::new("chaos members")?;
         hub.sign(folder, "server", &[super::HOST, "127.0.0.1"])?;
@@ -67,6 +57,19 @@ impl Layout {
             fs::write(layout.config(node), layout.text(node).to_string())?;
         }
         Ok(layout)
+    }
+
+    /// Writes what a node at `place` needs that is no founder, into a folder of its own, which is the answer.
+    pub(super) fn write_spare(&self, place: &Place) -> anyhow::Result<PathBuf> {
+        let home = self.folder.join("spare");
+        fs::create_dir_all(&home)?;
+        let own = Addresses::new(&ports::several(PORTS)?, place, &home);
+        let mut table = self.common(&own);
+        let addresses = [("peer_address", own.shown), ("admin_address", own.admin)];
+        let addresses = addresses.map(|(key, address)| (key, Value::from(address.to_string())));
+        extend(&mut table, "node", addresses);
+        fs::write(home.join("node.toml"), table.to_string())?;
+        Ok(home)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -114,9 +117,21 @@ impl Layout {
     }
 
     fn text(&self, node: usize) -> Table {
-        let own = &self.nodes[node];
-        let path = |path: PathBuf| Value::from(path.to_string_lossy().into_owned());
-        let text = |address: SocketAddr| Value::from(address.to_string());
+        let mut table = self.common(&self.nodes[node]);
+        extend(&mut table, "node", [("number", Value::from(node as i64 + 1))]);
+        let files = [
+            ("peer_certificate", text(&self.home(node).join("peer.pem"))),
+            ("peer_key", text(&self.home(node).join("peer.key"))),
+            ("peer_ca", text(&self.folder.join("peer-ca.pem"))),
+        ];
+        extend(&mut table, "tls", files);
+        table.insert("peers".to_owned(), Value::from(self.peers()));
+        table
+    }
+
+    /// What founders and those who join have in common.
+    fn common(&self, own: &Addresses) -> Table {
+        let address = |address: SocketAddr| Value::from(address.to_string());
         // A measurement asks for all a device can send: the rate limit of one device is off, and
         // its mailbox is as deep as may be.
         let mut table = toml! {
@@ -130,43 +145,22 @@ impl Layout {
             [log]
             filter = "warn,rumqttd=off"
         };
-        let sections: [(&str, Vec<(&str, Value)>); 3] = [
-            (
-                "node",
-                vec![
-                    ("number", Value::from(node as i64 + 1)),
-                    ("data", path(self.data(node))),
-                    ("host_names", Value::from(vec![super::HOST])),
-                ],
-            ),
-            (
-                "listen",
-                vec![
-                    ("peer", text(own.peer)),
-                    ("mqtts", text(own.mqtts)),
-                    ("mqtt", text(own.mqtt)),
-                    ("https", Value::from("off")),
-                    ("grpc", text(own.admin)),
-                    ("http", text(own.http)),
-                ],
-            ),
-            (
-                "tls",
-                vec![
-                    ("certificate", path(self.folder.join("server.pem"))),
-                    ("key", path(self.folder.join("server.key"))),
-                    ("peer_certificate", path(self.home(node).join("peer.pem"))),
-                    ("peer_key", path(self.home(node).join("peer.key"))),
-                    ("peer_ca", path(self.folder.join("peer-ca.pem"))),
-                ],
-            ),
+        let node = [("data", text(&own.data)), ("host_names", Value::from(vec![super::HOST]))];
+        extend(&mut table, "node", node);
+        let listen = [
+            ("peer", address(own.peer)),
+            ("mqtts", address(own.mqtts)),
+            ("mqtt", address(own.mqtt)),
+            ("https", Value::from("off")),
+            ("grpc", address(own.admin)),
+            ("http", address(own.http)),
         ];
-        for (name, values) in sections {
-            let section = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
-            let section = section.as_table_mut().expect("sections are tables");
-            section.extend(values.into_iter().map(|(key, value)| (key.to_owned(), value)));
-        }
-        table.insert("peers".to_owned(), Value::from(self.peers()));
+        extend(&mut table, "listen", listen);
+        let files = [
+            ("certificate", text(&self.folder.join("server.pem"))),
+            ("key", text(&self.folder.join("server.key"))),
+        ];
+        extend(&mut table, "tls", files);
         table
     }
 
@@ -180,4 +174,38 @@ impl Layout {
         };
         self.nodes.iter().enumerate().map(peer).collect()
     }
+}
+
+impl Addresses {
+    /// Of a node at `place`, with these ports unless it has an address of its own, and its data below `home` likewise.
+    fn new(ports: &[SocketAddr], place: &Place, home: &Path) -> Self {
+        let at = |which: usize| {
+            SocketAddr::new(place.address.unwrap_or(ports[which].ip()), ports[which].port())
+        };
+        let front = place.front.unwrap_or(Front { listener: at(4), shown: at(4) });
+        Self {
+            data: place.data.clone().unwrap_or_else(|| home.join("data")),
+            mqtt: at(0),
+            mqtts: at(1),
+            admin: at(2),
+            // Without TLS or login: it stays on the node's own loopback.
+            http: ports[3],
+            peer: front.listener,
+            shown: front.shown,
+        }
+    }
+}
+
+fn text(path: &Path) -> Value {
+    Value::from(path.to_string_lossy().into_owned())
+}
+
+fn extend(
+    table: &mut Table,
+    section: &str,
+    values: impl IntoIterator<Item = (&'static str, Value)>,
+) {
+    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    let section = section.as_table_mut().expect("sections are tables");
+    section.extend(values.into_iter().map(|(key, value)| (key.to_owned(), value)));
 }

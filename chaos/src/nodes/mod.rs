@@ -1,8 +1,8 @@
 //! A real cluster: `drover node` processes on loopback, started, killed and started again.
 //!
 //! [`authority`] makes the certificates, [`files`] the configuration, [`admin`] speaks to the API, [`commands`] to devices
-//! through it, and [`backend`] as fast as it goes. What the cluster stores lives in a temporary folder that goes when the
-//! cluster goes.
+//! through it, and [`backend`] as fast as it goes; [`spare`] is a node that joins later. What the cluster stores lives in a
+//! temporary folder that goes when the cluster goes.
 
 pub mod admin;
 pub mod authority;
@@ -10,6 +10,7 @@ pub mod backend;
 pub mod commands;
 mod files;
 mod program;
+pub mod spare;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::peers::{total, until_ok};
 use crate::process::{Process, Usage};
 use admin::Admin;
 use files::Layout;
+use spare::Spare;
 
 /// The name that the hub answers to.
 pub const HOST: &str = "localhost";
@@ -125,6 +127,11 @@ impl Nodes {
         let addresses: Vec<SocketAddr> = self.layout.mqtts_addresses();
         let tls = Tls::new(self.layout.ca_pem.as_bytes(), HOST)?;
         Ok(Fleet::hub(addresses, HOST, client_id, DEVICE_KEY).with_tls(tls))
+    }
+
+    /// A place for a node that joins.
+    pub fn spare(&self, place: Place) -> anyhow::Result<Spare> {
+        Spare::new(&self.layout, place)
     }
 
     pub async fn kill(&mut self, node: usize) -> anyhow::Result<()> {

@@ -10,9 +10,9 @@ use super::outage::alone;
 use crate::history::DeviceHistory;
 use crate::kill::failover::quantile;
 
-/// The seconds that are shown: so many before a fault begins, and after.
-const BEFORE_S: i64 = 3;
-const AFTER_S: i64 = 9;
+/// The seconds that are shown: so many before a fault begins, and after. Single faults are this far apart (`plan`).
+const BEFORE_S: i64 = 2;
+const AFTER_S: i64 = 7;
 
 /// The faults of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]

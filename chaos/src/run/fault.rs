@@ -1,16 +1,22 @@
 //! Does each fault to a node and undoes it, and says by what it is known to have been there.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use drover_proto::admin::ClusterStatus;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep};
 
+use super::herd::Herd;
+use super::member::Churn;
 use super::nemesis::Nemesis;
 use super::network::{Cut, Network};
 use super::plan::{CLOCK_JUMP_S, Draw};
+use super::poison::Poison;
 use super::site::Site;
 use crate::disk::{Behaviour, Kept, Sync};
 use crate::nodes::Nodes;
@@ -29,7 +35,7 @@ pub struct Fault {
     pub shards: Vec<u32>,
     pub from_ms: u64,
     pub until_ms: u64,
-    /// Packets, writes, syncs or processes that it hit. With 0 there was no fault.
+    /// Packets, writes, syncs, processes, connections, replicas or answers that it hit. With 0 there was no fault.
     pub evidence: u64,
     pub detail: String,
     /// What the node did that it must not.
@@ -37,16 +43,54 @@ pub struct Fault {
 }
 
 /// What is known of a fault: once when it begins, and more when it ends.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) evidence: u64,
     detail: String,
     complaint: Option<String>,
+    /// What somebody noticed who should have noticed nothing.
+    suffered: Option<String>,
+    /// What goes on by itself while the fault lasts.
+    task: Option<Task>,
+}
+
+#[derive(Debug)]
+struct Task {
+    over: watch::Sender<bool>,
+    running: JoinHandle<anyhow::Result<Seen>>,
 }
 
 impl Seen {
-    fn of(evidence: u64, detail: impl Into<String>) -> Self {
-        Self { evidence, detail: detail.into(), complaint: None }
+    pub(super) fn of(evidence: u64, detail: impl Into<String>) -> Self {
+        Self { evidence, detail: detail.into(), ..Self::default() }
+    }
+
+    pub(super) fn complaining(self, complaint: Option<String>) -> Self {
+        Self { complaint, ..self }
+    }
+
+    pub(super) fn suffering(self, suffered: Option<String>) -> Self {
+        Self { suffered, ..self }
+    }
+
+    /// What `begin` starts; it is told when the faults of the period are over, and must end some time after that.
+    fn later<F>(begin: impl FnOnce(watch::Receiver<bool>) -> F) -> Self
+    where
+        F: Future<Output = anyhow::Result<Self>> + 'static,
+    {
+        let (over, is_over) = watch::channel(false);
+        let running = spawn_local(begin(is_over));
+        Self { task: Some(Task { over, running }), ..Self::default() }
+    }
+
+    /// Waits for what goes on by itself, after all faults were healed. `is_alone`: nothing else happened in the period that
+    /// could excuse what was suffered.
+    pub(super) async fn complete(self, is_alone: bool) -> anyhow::Result<Self> {
+        let Some(Task { over, running }) = self.task else { return Ok(self) };
+        over.send_replace(true);
+        let seen = running.await??;
+        let complaint = seen.complaint.or(seen.suffered.filter(|_| is_alone));
+        Ok(Self { complaint, suffered: None, ..seen })
     }
 }
 
@@ -66,16 +110,11 @@ impl Fault {
         }
     }
 
-    pub(super) fn new(
-        draw: &Draw,
-        shards: Vec<u32>,
-        from_ms: u64,
-        until_ms: u64,
-        seen: Seen,
-    ) -> Self {
-        let Seen { evidence, detail, complaint } = seen;
-        let node = draw.node as u32 + 1;
-        Self { nemesis: draw.nemesis, node, shards, from_ms, until_ms, evidence, detail, complaint }
+    pub(super) fn new(draw: &Draw, shards: Vec<u32>, time_ms: Range<u64>, seen: Seen) -> Self {
+        let Seen { evidence, detail, complaint, .. } = seen;
+        let (node, nemesis) = (draw.node as u32 + 1, draw.nemesis);
+        let Range { start: from_ms, end: until_ms } = time_ms;
+        Self { nemesis, node, shards, from_ms, until_ms, evidence, detail, complaint }
     }
 }
 
@@ -126,10 +165,10 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             site.network().throttle(node, Some(kilobits_per_second)).await?;
             Ok(Seen::of(0, format!("{kilobits_per_second} kbit/s")))
         }
-        Nemesis::Partition => Links::of(site, nodes, node).cut_all(Cut::Silence).await,
-        Nemesis::Reset => Links::of(site, nodes, node).cut_all(Cut::Reset).await,
-        Nemesis::OneWay => Links::of(site, nodes, node).cut_one_way(random.random()).await,
-        Nemesis::Bridge => Links::of(site, nodes, node).cut_one(&mut random).await,
+        Nemesis::Partition => Links::of(site, node).cut_all(Cut::Silence).await,
+        Nemesis::Reset => Links::of(site, node).cut_all(Cut::Reset).await,
+        Nemesis::OneWay => Links::of(site, node).cut_one_way(random.random()).await,
+        Nemesis::Bridge => Links::of(site, node).cut_one(&mut random).await,
         Nemesis::Loss => {
             let percent = random.random_range(5..30);
             site.network().lose(node, percent).await?;
@@ -143,6 +182,21 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             let is_faked =
                 nodes.process(node).and_then(|process| process.has_mapped("libfaketime"));
             Ok(Seen::of(u64::from(is_faked.unwrap_or(false)), format!("{offset_s:+} s")))
+        }
+        Nemesis::Herd => {
+            let herd = Herd::gather(nodes, node).await?;
+            site.network().cut_clients(node, true).await?;
+            Ok(Seen::later(|over| herd.stampede(over)))
+        }
+        Nemesis::Member => {
+            let (admin, spare) = (nodes.admin().clone(), site.spare()?);
+            let founders = u32::try_from(nodes.count())?;
+            let churn = Churn { admin, spare, founders, drained: node as u32 + 1 };
+            Ok(Seen::later(|_| churn.run()))
+        }
+        Nemesis::Poison => {
+            let poison = Poison::at(nodes, node);
+            Ok(Seen::later(|over| poison.spread(over)))
         }
     }
 }
@@ -180,11 +234,14 @@ pub(super) async fn heal(
         }
         Nemesis::SlowNet => seen.evidence = site.network().throttle(node, None).await?,
         Nemesis::Partition | Nemesis::OneWay | Nemesis::Bridge | Nemesis::Reset | Nemesis::Loss => {
-            for node in 0..nodes.count() {
+            for node in 0..site.count() {
                 seen.evidence += site.network().cut(node, &[], Cut::Silence).await?;
             }
         }
         Nemesis::Clock => site.set_clock(node, 0)?,
+        Nemesis::Herd => site.network().cut_clients(node, false).await?,
+        // They end by themselves.
+        Nemesis::Member | Nemesis::Poison => {}
     }
     Ok(seen)
 }
@@ -261,8 +318,8 @@ struct Links<'a> {
 }
 
 impl<'a> Links<'a> {
-    fn of(site: &'a Site, nodes: &Nodes, victim: usize) -> Self {
-        let others = (0..nodes.count()).filter(|node| *node != victim).collect();
+    fn of(site: &'a Site, victim: usize) -> Self {
+        let others = (0..site.count()).filter(|node| *node != victim).collect();
         Self { network: site.network(), victim, others }
     }
 

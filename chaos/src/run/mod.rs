@@ -9,11 +9,14 @@
 
 mod around;
 mod fault;
+mod herd;
+mod member;
 pub mod nemesis;
 mod network;
 mod outage;
 pub mod page;
 pub mod plan;
+mod poison;
 pub mod report;
 mod site;
 mod timeline;
@@ -22,6 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::kill;
@@ -29,6 +33,7 @@ use crate::kill::report::Verdict;
 use crate::net::lab::Lab;
 use crate::nodes::Nodes;
 use fault::{Fault, Seen};
+use nemesis::Nemesis;
 use plan::{Draw, Period, Plan};
 use report::Report;
 use site::Site;
@@ -45,15 +50,26 @@ pub async fn run(
     lab: Result<Lab, String>,
     logs: Option<&Path>,
 ) -> anyhow::Result<Report> {
-    let (site, left_out) = Site::prepare(plan, lab).await?;
+    // Faults that go on by themselves are tasks of this thread.
+    LocalSet::new().run_until(run_all(plan, lab, logs)).await
+}
+
+async fn run_all(
+    plan: &Plan,
+    lab: Result<Lab, String>,
+    logs: Option<&Path>,
+) -> anyhow::Result<Report> {
+    let (mut site, left_out) = Site::prepare(plan, lab).await?;
     let mut plan = plan.clone();
     plan.nemeses.retain(|nemesis| !left_out.iter().any(|left| left.nemesis == *nemesis));
     let mut nodes = Nodes::start_at(site.places(), plan.workload.shards).await?;
-    if plan.has_lying_disks {
-        site.lie();
-    }
+    prepare(&plan, &mut site, &nodes).await?;
     let driven = kill::drive(&plan.workload, &mut nodes, async |nodes, begin| {
         let mut faults = Vec::new();
+        // Devices are registered by now. Were that forgotten, too, nobody could say what else was.
+        if plan.has_lying_disks {
+            site.lie();
+        }
         let applied = apply(&plan, &site, nodes, begin, &mut faults).await;
         // Whatever went wrong, nothing stays broken: the checks read from all nodes.
         let healed = site.heal_all().await;
@@ -76,6 +92,17 @@ pub async fn run(
         nodes.copy_logs(logs)?;
     }
     judged
+}
+
+/// What some nemeses need that can be had only while all is well.
+async fn prepare(plan: &Plan, site: &mut Site, nodes: &Nodes) -> anyhow::Result<()> {
+    if plan.nemeses.contains(&Nemesis::Herd) {
+        herd::register(nodes).await?;
+    }
+    if plan.nemeses.contains(&Nemesis::Poison) {
+        poison::register(nodes).await?;
+    }
+    site.prepare_spare(nodes)
 }
 
 /// One period after the other until the time is over, and then some for those that have hit nothing. Puts down what
@@ -114,15 +141,23 @@ async fn endure(
     sleep(period.calm).await;
     let installed = install(period, site, nodes, begin).await?;
     sleep(period.length).await;
-    let mut may_end = Vec::new();
+    let (mut may_end, mut healed) = (Vec::new(), Vec::new());
     for (draw, shards, from_ms, state) in installed {
         let until_ms = begin.elapsed().as_millis() as u64;
         let seen = fault::heal(site, nodes, &draw, state)
             .await
             .with_context(|| format!("ending {} at node {}", draw.nemesis, draw.node + 1))?;
-        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
         may_end.extend(fault::may_end(draw.nemesis).then_some(draw.node));
-        faults.push(Fault::new(&draw, shards, from_ms, until_ms, seen));
+        healed.push((draw, shards, from_ms..until_ms, seen));
+    }
+    let is_alone = healed.len() == 1;
+    for (draw, shards, time, seen) in healed {
+        let seen = seen
+            .complete(is_alone)
+            .await
+            .with_context(|| format!("{} at node {}", draw.nemesis, draw.node + 1))?;
+        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
+        faults.push(Fault::new(&draw, shards, time, seen));
     }
     let ended = Instant::now();
     site.until_healthy(nodes, &may_end, HEAL_TIMEOUT)

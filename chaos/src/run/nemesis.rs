@@ -39,6 +39,12 @@ pub enum Nemesis {
     FullDisk,
     /// The wall clock of one node jumps (N-18).
     Clock,
+    /// A node joins, another is drained, the first is removed (N-22).
+    Member,
+    /// Hundreds of connections of one node are cut at once, and are back at once at the others (N-24).
+    Herd,
+    /// What is malformed or at a limit is sent all the time (N-27, N-28).
+    Poison,
 }
 
 /// Nemeses of one family do not go together; of each family a period has one or none.
@@ -48,6 +54,9 @@ pub enum Family {
     Network,
     Disk,
     Clock,
+    Clients,
+    /// The last: what is begun in a period for its members may take longer than the period.
+    Members,
 }
 
 /// What a nemesis needs from the machine.
@@ -61,7 +70,8 @@ pub(super) enum Need {
 }
 
 impl Family {
-    pub const ALL: [Self; 4] = [Self::Process, Self::Network, Self::Disk, Self::Clock];
+    pub const ALL: [Self; 6] =
+        [Self::Process, Self::Network, Self::Disk, Self::Clock, Self::Clients, Self::Members];
 }
 
 impl Nemesis {
@@ -78,9 +88,12 @@ impl Nemesis {
             | Self::Bridge
             | Self::Reset
             | Self::Loss
-            | Self::SlowNet => Family::Network,
+            | Self::SlowNet
+            | Self::Herd => Family::Network,
             Self::SlowDisk | Self::FullDisk => Family::Disk,
             Self::Clock => Family::Clock,
+            Self::Poison => Family::Clients,
+            Self::Member => Family::Members,
         }
     }
 
@@ -92,7 +105,10 @@ impl Nemesis {
             | Self::OneWay
             | Self::Bridge
             | Self::Reset
-            | Self::SlowNet => Need::Nothing,
+            | Self::SlowNet
+            | Self::Member
+            | Self::Herd
+            | Self::Poison => Need::Nothing,
             Self::Power
             | Self::PowerAll
             | Self::HungDisk
@@ -118,7 +134,10 @@ impl Nemesis {
             | Self::SlowNet
             | Self::SlowDisk
             | Self::FullDisk
-            | Self::Clock => false,
+            | Self::Clock
+            | Self::Member
+            | Self::Herd
+            | Self::Poison => false,
         }
     }
 }

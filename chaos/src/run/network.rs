@@ -55,6 +55,17 @@ impl Network {
         }
     }
 
+    /// Whatever clients send to `node` is answered with a reset, or taken again. A proxy does not stand between them.
+    pub(super) async fn cut_clients(&self, node: usize, is_cut: bool) -> anyhow::Result<()> {
+        match self {
+            Self::Namespaces(lab) => {
+                let rule = is_cut.then(|| Rule::Reset(Lab::client_address()));
+                lab.suffer(node, rule.as_slice()).await.map(drop)
+            }
+            Self::Proxies(_) => Ok(()),
+        }
+    }
+
     /// So many of a hundred packets to `node` vanish.
     pub(super) async fn lose(&self, node: usize, percent: u8) -> anyhow::Result<()> {
         match self {

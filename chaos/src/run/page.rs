@@ -30,10 +30,11 @@ pub fn html(report: &Report) -> String {
         &mut page,
         format_args!(
             "<title>Drover under faults</title><style>{STYLE}</style>\n<h1>Drover under faults: <span class=\"{class}\">{:?}</span></h1>\n\
-         <p>{} nodes, {} devices, {} s. Again with <code>{}</code></p>\n",
+         <p>{} nodes and {} devices on {} cores, {} s. Again with <code>{}</code></p>\n",
             report.verdict,
             report.nodes,
             report.devices,
+            report.cores,
             report.seconds,
             escaped(&report.replay)
         ),

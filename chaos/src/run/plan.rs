@@ -17,6 +17,9 @@ use crate::kill::plan::Plan as Workload;
 
 const CALM_MS: std::ops::Range<u64> = 500..2_500;
 const PERIOD_MS: std::ops::Range<u64> = 4_000..9_000;
+/// Single faults: calm enough to show what was before, and so short that a quarter of an hour has thirty of each of three.
+const SINGLE_CALM_MS: std::ops::Range<u64> = 2_500..3_500;
+const SINGLE_PERIOD_MS: std::ops::Range<u64> = 3_500..4_500;
 /// By how much a clock jumps, forwards or back.
 pub(super) const CLOCK_JUMP_S: std::ops::Range<u64> = 5..3_600;
 
@@ -24,10 +27,13 @@ pub(super) const CLOCK_JUMP_S: std::ops::Range<u64> = 5..3_600;
 pub struct Plan {
     pub workload: Workload,
     pub nemeses: Vec<Nemesis>,
-    /// One fault after the other, each alone and none of them spared: for the times of failovers.
+    /// One fault after the other, each alone, at a leader, and none of them spared: for the times of failovers.
     pub is_single: bool,
-    /// Disks say that they have synced and have not. Such a run must not pass, or it proves nothing about syncs.
+    /// Disks say that they have synced and have not. Such a run must miss acknowledged messages, or it proves nothing about
+    /// syncs.
     pub has_lying_disks: bool,
+    /// Proxies stand between the nodes, also where there could be namespaces.
+    pub is_userspace: bool,
 }
 
 /// A calm, and then faults.
@@ -70,14 +76,24 @@ impl Plan {
         if nemeses.contains(&Nemesis::Clock) {
             workload.skew_ms = 2 * CLOCK_JUMP_S.end * 1_000;
         }
-        Self { workload, nemeses, is_single: false, has_lying_disks: false }
+        let (is_single, has_lying_disks, is_userspace) = (false, false, false);
+        Self { workload, nemeses, is_single, has_lying_disks, is_userspace }
+    }
+
+    /// How many nodes have a place: the founders, and one that joins and leaves if any does.
+    pub fn places(&self) -> usize {
+        self.workload.nodes + usize::from(self.nemeses.contains(&Nemesis::Member))
     }
 
     /// The command that runs it again.
     pub fn replay(&self) -> String {
         let names: Vec<String> = self.nemeses.iter().map(ToString::to_string).collect();
         let (seed, seconds) = (self.workload.seed, self.workload.duration.as_secs());
-        let flags = [(" --single", self.is_single), (" --lying-disks", self.has_lying_disks)];
+        let flags = [
+            (" --single", self.is_single),
+            (" --lying-disks", self.has_lying_disks),
+            (" --userspace", self.is_userspace),
+        ];
         let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag);
         let flags: String = flags.collect();
         format!("chaos run --seed {seed} --seconds {seconds} --nemesis {}{flags}", names.join(","))
@@ -88,9 +104,11 @@ impl Plan {
         let mut random = StdRng::seed_from_u64(self.workload.seed);
         let mut families = self.families(&mut random);
         let (nodes, shards) = (self.workload.nodes, self.workload.shards);
+        let (calms, lengths) =
+            if self.is_single { (SINGLE_CALM_MS, SINGLE_PERIOD_MS) } else { (CALM_MS, PERIOD_MS) };
         std::iter::repeat_with(move || {
-            let calm = Duration::from_millis(random.random_range(CALM_MS));
-            let length = Duration::from_millis(random.random_range(PERIOD_MS));
+            let calm = Duration::from_millis(random.random_range(calms.clone()));
+            let length = Duration::from_millis(random.random_range(lengths.clone()));
             let is_quiet = random.random_bool(0.25) && !self.is_single;
             let mut faults = Vec::new();
             if !is_quiet && !families.is_empty() {
@@ -99,7 +117,7 @@ impl Plan {
                     if !is_chosen {
                         continue;
                     }
-                    let aim = if random.random_bool(0.75) {
+                    let aim = if random.random_bool(0.75) || self.is_single {
                         Aim::LeaderOf(random.random_range(0..shards))
                     } else {
                         Aim::Node(random.random_range(0..nodes))
@@ -171,11 +189,16 @@ impl Period {
         for Aimed { nemesis, aim, seed } in &self.faults {
             let mut node = match aim {
                 Aim::Node(node) => *node,
-                Aim::LeaderOf(shard) => leader_of(status, *shard).unwrap_or(0),
+                // A node that has joined is spared: it has no disk and no clock to take apart.
+                Aim::LeaderOf(shard) => {
+                    leader_of(status, *shard).filter(|leader| *leader < nodes).unwrap_or(0)
+                }
             };
             let is_process = |draw: &Draw| draw.nemesis.family() == Family::Process;
             let process = draws.iter().find(|draw| is_process(draw));
-            let concerns_itself = matches!(nemesis.family(), Family::Disk | Family::Clock);
+            let concerns_itself =
+                matches!(nemesis.family(), Family::Disk | Family::Clock | Family::Clients)
+                    || *nemesis == Nemesis::Herd;
             if concerns_itself && process.is_some_and(|draw| draw.node == node) {
                 node = (node + 1) % nodes;
             }
@@ -235,6 +258,37 @@ mod tests {
     }
 
     #[test]
+    fn a_quarter_of_an_hour_of_single_faults_has_thirty_of_each_of_three_at_leaders() {
+        let nemeses = vec![Nemesis::Kill, Nemesis::Pause, Nemesis::Partition];
+        let plan = Plan::new(5, Duration::from_mins(15), nemeses);
+        let plan = Plan { is_single: true, ..plan };
+        // To be healthy again takes a second or two.
+        let healing = Duration::from_secs(2);
+        let mut left = plan.workload.duration;
+        let fits = |period: &Period| {
+            left = left.saturating_sub(period.calm + period.length + healing);
+            !left.is_zero()
+        };
+        let periods: Vec<Period> = plan.periods().take_while(fits).collect();
+        let faults: Vec<&Aimed> = periods.iter().flat_map(|period| &period.faults).collect();
+        assert!(faults.iter().all(|fault| matches!(fault.aim, Aim::LeaderOf(_))));
+        for nemesis in &plan.nemeses {
+            assert!(faults.iter().filter(|fault| fault.nemesis == *nemesis).count() >= 30);
+        }
+    }
+
+    #[test]
+    fn the_command_that_runs_it_again_has_every_flag() {
+        let nemeses = vec![Nemesis::PowerAll, Nemesis::OneWay];
+        let plan = Plan::new(7, Duration::from_secs(20), nemeses);
+        let command = "chaos run --seed 7 --seconds 20 --nemesis power-all,one-way";
+        assert_eq!(plan.replay(), command);
+        let (is_single, has_lying_disks, is_userspace) = (true, true, true);
+        let plan = Plan { is_single, has_lying_disks, is_userspace, ..plan };
+        assert_eq!(plan.replay(), format!("{command} --single --lying-disks --userspace"));
+    }
+
+    #[test]
     fn whatever_has_hit_nothing_gets_a_period_of_its_own_at_a_leader() {
         let missing = [Nemesis::Power, Nemesis::OneWay];
         let turns = plan(4).more_turns(&missing, 0);
@@ -257,7 +311,7 @@ mod tests {
                 draws.iter().map(|draw| draw.nemesis.family()).collect();
             assert_eq!(families.len(), draws.len());
             let of = |family| draws.iter().find(|draw| draw.nemesis.family() == family);
-            for itself in [Family::Disk, Family::Clock] {
+            for itself in [Family::Disk, Family::Clock, Family::Clients] {
                 if let (Some(process), Some(other)) = (of(Family::Process), of(itself)) {
                     assert_ne!(process.node, other.node);
                 }

@@ -26,6 +26,8 @@ pub struct Report {
     pub seconds: u64,
     pub nodes: usize,
     pub devices: usize,
+    /// Of the machine that nodes and devices share: times depend on it.
+    pub cores: usize,
     pub connections: u64,
     /// Messages, patches, reads, commands and calls that were begun; acknowledged; and without an answer.
     pub operations: u64,
@@ -91,7 +93,8 @@ impl Report {
             replay: plan.replay(),
             seconds: plan.workload.duration.as_secs(),
             nodes: plan.workload.nodes,
-            devices: plan.workload.devices,
+            devices: plan.workload.devices + plan.workload.recipients,
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
             connections: connections(&histories),
             operations: acknowledged + unknown,
             acknowledged,

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use tempfile::TempDir;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::nemesis::{Need, Nemesis};
@@ -14,6 +16,7 @@ use super::network::{Cut, Network, Proxies};
 use super::plan::Plan;
 use crate::disk::{self, Behaviour, Disk};
 use crate::net::lab::Lab;
+use crate::nodes::spare::Spare;
 use crate::nodes::{Nodes, Place};
 
 const PAUSE: Duration = Duration::from_millis(100);
@@ -33,7 +36,10 @@ pub(super) struct Site {
     disks: Vec<Disk>,
     /// What each node's clock is told to add.
     clocks: Vec<PathBuf>,
+    /// Of the founders, and of one more node if any is to join.
     places: Vec<Place>,
+    founders: usize,
+    spare: Option<Arc<Mutex<Spare>>>,
     _folder: TempDir,
 }
 
@@ -44,8 +50,8 @@ impl Site {
         lab: Result<Lab, String>,
     ) -> anyhow::Result<(Self, Vec<LeftOut>)> {
         let folder = TempDir::with_prefix("drover-chaos-site-")?;
-        let count = plan.workload.nodes;
-        let mut places = vec![Place::default(); count];
+        let founders = plan.workload.nodes;
+        let mut places = vec![Place::default(); plan.places()];
         let mut obstacles: Vec<(Need, String)> = Vec::new();
         let network = match lab {
             Ok(lab) => {
@@ -63,7 +69,7 @@ impl Site {
             }
         };
         let disks = match disk::obstacle() {
-            None => mount(folder.path(), &mut places)?,
+            None => mount(folder.path(), &mut places[..founders])?,
             Some(reason) => {
                 obstacles.push((Need::Disk, reason));
                 Vec::new()
@@ -71,7 +77,9 @@ impl Site {
         };
         let wants_clocks = plan.nemeses.iter().any(|nemesis| nemesis.need() == Need::Clock);
         let clocks = match faketime() {
-            Some(library) if wants_clocks => set_clocks(folder.path(), &library, &mut places)?,
+            Some(library) if wants_clocks => {
+                set_clocks(folder.path(), &library, &mut places[..founders])?
+            }
             Some(_) => Vec::new(),
             None => {
                 obstacles.push((Need::Clock, "libfaketime is not installed".to_owned()));
@@ -83,11 +91,30 @@ impl Site {
             Some(LeftOut { nemesis: *nemesis, reason: reason.clone() })
         });
         let left_out = left_out.collect();
-        Ok((Self { network, disks, clocks, places, _folder: folder }, left_out))
+        let spare = None;
+        Ok((Self { network, disks, clocks, places, founders, spare, _folder: folder }, left_out))
     }
 
+    /// Where the founders live.
     pub(super) fn places(&self) -> Vec<Place> {
-        self.places.clone()
+        self.places[..self.founders].to_vec()
+    }
+
+    /// All nodes that there may be.
+    pub(super) fn count(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Prepares the place where nodes join, if there is one.
+    pub(super) fn prepare_spare(&mut self, nodes: &Nodes) -> anyhow::Result<()> {
+        let place = self.places.get(self.founders).cloned();
+        let spare = place.map(|place| nodes.spare(place)).transpose()?;
+        self.spare = spare.map(|spare| Arc::new(Mutex::new(spare)));
+        Ok(())
+    }
+
+    pub(super) fn spare(&self) -> anyhow::Result<Arc<Mutex<Spare>>> {
+        self.spare.clone().context("there is no place where a node could join")
     }
 
     pub(super) fn network(&self) -> &Network {
@@ -98,7 +125,7 @@ impl Site {
         self.disks.get(node).context("there is no disk to take apart")
     }
 
-    /// From now on no disk keeps what it says it has synced.
+    /// From now on no disk keeps what it says it has synced: all go back to this moment when they lose power.
     pub(super) fn lie(&self) {
         self.disks.iter().for_each(Disk::lie);
     }
