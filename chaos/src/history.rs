@@ -26,11 +26,13 @@ pub struct DeviceHistory {
     pub connections: u32,
     /// Where they were, in order. Only devices that do nothing but send put it down.
     pub homes: Vec<Home>,
+    /// Where it tried to connect, and when, whatever came of it; likewise.
+    pub dials: Vec<Home>,
     /// What the device itself saw to be wrong.
     pub complaints: Vec<String>,
 }
 
-/// A connection that was accepted.
+/// A connection, or an attempt at one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Home {
     /// Counted from 1.

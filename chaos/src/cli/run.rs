@@ -87,7 +87,11 @@ impl Run {
         } else {
             self.nemesis.clone()
         };
-        let plan = Plan::new(seed, Duration::from_secs(seconds), nemeses);
+        let mut plan = Plan::new(seed, Duration::from_secs(seconds), nemeses);
+        if self.lying_disks {
+            // Lost messages are counted, and nobody waits for commands that the hub has forgotten.
+            plan.workload.recipients = 0;
+        }
         Plan {
             is_single: self.single,
             has_lying_disks: self.lying_disks,

@@ -1,4 +1,4 @@
-//! A device of the kill test that only sends: it sends at its pace, and when its connection breaks it goes to the next node and sends
+//! A device of the kill test that only sends: it sends at its pace, and when its connection breaks it goes to another node and sends
 //! again what was not answered.
 //!
 //! It keeps no time-out for a message: it waits as long as the connection stands, and a connection on which nothing was
@@ -85,7 +85,8 @@ impl Device {
                 self.history.complaints.push("no answer after the last heal".to_owned());
                 return self.history;
             }
-            address += 1;
+            // Any other, or all would follow each other to one node.
+            address += self.random.random_range(1..self.fleet.addresses.len().max(2));
             sleep(Duration::from_millis(self.random.random_range(20..200))).await;
         }
     }
@@ -93,10 +94,11 @@ impl Device {
     async fn connect(&mut self, address: usize) -> anyhow::Result<Link> {
         let addresses = &self.fleet.addresses;
         let home = address % addresses.len();
-        let address = addresses[home];
+        let (address, node) = (addresses[home], home as u32 + 1);
+        self.history.dials.push(Home { node, from_ms: self.now_ms() });
         let link = timeout(CONNECT_TIMEOUT, self.fleet.connect_to(self.number, address)).await??;
         self.history.connections += 1;
-        self.history.homes.push(Home { node: home as u32 + 1, from_ms: self.now_ms() });
+        self.history.homes.push(Home { node, from_ms: self.now_ms() });
         Ok(link)
     }
 

@@ -29,7 +29,8 @@ pub struct Failover {
 pub enum Through {
     /// At another node, which forwards to the leader.
     OtherNode,
-    /// At the node that the fault befell. A stopped process cannot say so, and the device has to find out by itself.
+    /// At the node that the fault befell, or it dialled that one before it was served. A stopped process cannot say so, and
+    /// the device has to find out by itself.
     SameNode,
 }
 
@@ -37,13 +38,15 @@ impl Through {
     pub fn name(self) -> &'static str {
         match self {
             Self::OtherNode => "through other nodes",
-            Self::SameNode => "at the node itself",
+            Self::SameNode => "at the node itself, or dialling it",
         }
     }
 
-    fn of(history: &DeviceHistory, fault: &Fault) -> Self {
+    fn of(history: &DeviceHistory, fault: &Fault, served_ms: u64) -> Self {
         let home = history.homes.iter().rev().find(|home| home.from_ms <= fault.from_ms);
-        if home.is_some_and(|home| home.node == fault.node) {
+        let meanwhile = fault.from_ms..served_ms;
+        let dialled = history.dials.iter().filter(|dial| meanwhile.contains(&dial.from_ms));
+        if home.into_iter().chain(dialled).any(|at| at.node == fault.node) {
             Self::SameNode
         } else {
             Self::OtherNode
@@ -58,17 +61,18 @@ type Delays = (usize, Vec<u64>);
 pub(super) fn failovers(faults: &[Fault], histories: &[DeviceHistory]) -> Vec<Failover> {
     let mut delays: BTreeMap<(Nemesis, Through), Delays> = BTreeMap::new();
     for fault in alone(faults) {
+        let hit = histories.iter().filter(|history| fault.shards.contains(&history.shard));
+        let served = hit.filter_map(|hit| Some((hit, served_after(hit, fault.from_ms)?)));
+        let served: Vec<(Through, u64)> = served
+            .map(|(hit, at_ms)| (Through::of(hit, fault, at_ms), at_ms - fault.from_ms))
+            .collect();
         for through in [Through::OtherNode, Through::SameNode] {
-            let hit = histories.iter().filter(|history| {
-                fault.shards.contains(&history.shard) && Through::of(history, fault) == through
-            });
-            let served =
-                hit.filter_map(|hit| Some(served_after(hit, fault.from_ms)? - fault.from_ms));
-            let served: Vec<u64> = served.collect();
-            if !served.is_empty() {
+            let went = served.iter().filter(|(way, _)| *way == through);
+            let went: Vec<u64> = went.map(|(_, delay)| *delay).collect();
+            if !went.is_empty() {
                 let (count, all) = delays.entry((fault.nemesis, through)).or_default();
                 *count += 1;
-                all.extend(served);
+                all.extend(went);
             }
         }
     }
@@ -154,9 +158,14 @@ mod tests {
         there.homes = vec![home(2, 0), home(1, 50), home(2, 600)];
         let mut elsewhere = device(&[(1, 120, Some(400))]);
         elsewhere.homes = vec![home(2, 0), home(1, 150)];
-        let found = failovers(&[fault(Nemesis::Kill, vec![3], 100)], &[there, elsewhere]);
-        let seen: Vec<_> = found.iter().map(|found| (found.through, found.max_ms)).collect();
-        assert_eq!(seen, [(Through::OtherNode, 300), (Through::SameNode, 800)]);
+        let mut strayed = device(&[(1, 120, Some(700))]);
+        strayed.homes = vec![home(2, 0)];
+        strayed.dials = vec![home(2, 0), home(1, 300), home(3, 650)];
+        let devices = [there, elsewhere, strayed];
+        let found = failovers(&[fault(Nemesis::Kill, vec![3], 100)], &devices);
+        let seen = found.iter().map(|found| (found.through, found.samples, found.max_ms));
+        let seen: Vec<_> = seen.collect();
+        assert_eq!(seen, [(Through::OtherNode, 1, 300), (Through::SameNode, 2, 800)]);
     }
 
     #[test]

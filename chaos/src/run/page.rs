@@ -95,7 +95,7 @@ fn counts(page: &mut String, report: &Report) {
         page,
         format_args!("<tr><td>share lost, at most (95 %)<td class=\"n\">{:.1e}", report.loss_bound),
     );
-    page.push_str("</table>\n<h2>Failover</h2>\n<p>From a fault of a leader to the first acknowledgement of each device of its shards, counted apart for devices that were connected at the node itself.</p>\n<table>");
+    page.push_str("</table>\n<h2>Failover</h2>\n<p>From a fault of a leader to the first acknowledgement of each device of its shards, counted apart for devices that were connected at the node itself or dialled it meanwhile: a process that is stopped cannot tell them, and they have to find out by their own time-outs.</p>\n<table>");
     page.push_str("<tr><th>fault<th>devices<th class=\"n\">faults of leaders<th class=\"n\">samples<th class=\"n\">p50 ms<th class=\"n\">p99 ms<th class=\"n\">max ms");
     for failover in &report.failovers {
         put(
@@ -131,12 +131,25 @@ fn around(page: &mut String, kind: &Around) {
         ),
     );
     let most = kind.seconds.iter().map(|second| second.acknowledged).fold(1.0, f64::max);
-    let throughput = kind.seconds.iter().map(|second| 1.0 - second.acknowledged / most);
-    line(page, "#2463a8", 0.0, throughput, &at);
-    let latency = kind.seconds.iter().map(|second| 1.0 - logarithmic(second.p99_ms as f64));
-    line(page, "#8a3b8f", latency_top, latency, &at);
-    axis(page, 0.0, &format!("{most:.0}/s acknowledged"));
+    let throughput = || kind.seconds.iter().map(|second| 1.0 - second.acknowledged / most);
+    line(page, "#2463a8", 0.0, throughput(), &at);
+    let counts = kind.seconds.iter().map(|second| format!("{:.0}/s", second.acknowledged));
+    labels(page, 0.0, throughput().zip(counts), &at);
+    let latency = || kind.seconds.iter().map(|second| 1.0 - logarithmic(second.p99_ms as f64));
+    line(page, "#8a3b8f", latency_top, latency(), &at);
+    let times = kind.seconds.iter().map(|second| format!("{} ms", second.p99_ms));
+    labels(page, latency_top, latency().zip(times), &at);
+    axis(page, 0.0, "acknowledged");
     axis(page, latency_top, LATENCY_LABEL);
+    let begin = kind.seconds.iter().take_while(|second| second.from_s < 0).count();
+    put(
+        page,
+        format_args!(
+            "<path d=\"M{0:.1} 0V{1}\" stroke=\"#d9822b\" stroke-width=\"1.5\"/>\n",
+            at(begin as f64),
+            height - GAP
+        ),
+    );
     for (second, place) in kind.seconds.iter().zip(0_u32..) {
         put(
             page,
@@ -267,6 +280,23 @@ fn line(
             points.join(" ")
         ),
     );
+}
+
+/// What each value is, beside its place: below it near the top of the plot, and above it elsewhere.
+fn labels(
+    page: &mut String,
+    top: f64,
+    values: impl Iterator<Item = (f64, String)>,
+    at: &impl Fn(f64) -> f64,
+) {
+    for ((value, text), second) in values.zip(0_u32..) {
+        let beside = if value < 0.2 { 14.0 } else { -6.0 };
+        let (x, y) = (at(f64::from(second) + 0.5), top + value * PLOT_HEIGHT + beside);
+        put(
+            page,
+            format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{text}</text>\n"),
+        );
+    }
 }
 
 fn axis(page: &mut String, top: f64, label: &str) {

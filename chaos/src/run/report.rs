@@ -216,7 +216,10 @@ impl fmt::Display for Report {
                 "failover   {nemesis}, {through}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)"
             )?;
         }
-        writeln!(f, "bound      less than {:.1e} of messages are lost (95 %)", self.loss_bound)?;
+        if telemetry.lost.total() == 0 {
+            let bound = self.loss_bound;
+            writeln!(f, "bound      less than {bound:.1e} of messages are lost (95 %)")?;
+        }
         for LeftOut { nemesis, reason } in &self.left_out {
             writeln!(f, "LEFT OUT   {nemesis}: {reason}")?;
         }
