@@ -1,6 +1,7 @@
 //! How long devices were not served while a fault lasted, and whether a take-over met messages under way.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -51,6 +52,17 @@ impl Through {
         } else {
             Self::OtherNode
         }
+    }
+}
+
+impl fmt::Display for Failover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { nemesis, through, faults, samples, p50_ms, p99_ms, max_ms } = self;
+        write!(
+            f,
+            "{nemesis}, {}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)",
+            through.name()
+        )
     }
 }
 

@@ -209,12 +209,7 @@ impl fmt::Display for Report {
             self.terms, self.devices, self.connections, self.takeovers_in_flight
         )?;
         for failover in &self.failovers {
-            let Failover { nemesis, through, faults, samples, p50_ms, p99_ms, max_ms } = failover;
-            let through = through.name();
-            writeln!(
-                f,
-                "failover   {nemesis}, {through}: p50 {p50_ms} ms, p99 {p99_ms} ms, max {max_ms} ms ({faults} of leaders, {samples} samples)"
-            )?;
+            writeln!(f, "failover   {failover}")?;
         }
         if telemetry.lost.total() == 0 {
             let bound = self.loss_bound;

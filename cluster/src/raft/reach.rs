@@ -121,7 +121,9 @@ impl Awake {
         }
         self.looked = Instant::now();
         let counts_max = self.since.elapsed();
-        silences.values_mut().for_each(|silence| *silence = (*silence).min(counts_max));
+        for silence in silences.values_mut() {
+            *silence = (*silence).min(counts_max);
+        }
         silences
     }
 }

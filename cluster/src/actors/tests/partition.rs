@@ -110,7 +110,9 @@ async fn a_node_serves_as_soon_as_a_majority_is_back_though_the_leader_that_it_k
     let home = &nodes[0];
     let me = home.cluster.shared.config.node;
     let (device, leader) = led_elsewhere(&home.cluster, &[me]).await;
-    nodes.iter().for_each(|node| node.gate.set_silent(true));
+    for node in &nodes {
+        node.gate.set_silent(true);
+    }
     until("the node is cut off", async || home.cluster.device(&device).await.is_err()).await;
     for node in nodes.iter().filter(|node| node.cluster.shared.config.node != leader) {
         node.gate.set_silent(false);
