@@ -11,6 +11,7 @@ pub mod device;
 pub mod document;
 pub mod feedback;
 pub mod ids;
+pub mod leaders;
 pub mod mailbox;
 pub mod membership;
 pub mod message;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::NodeId;
+use crate::leaders::{self, Loads};
 use crate::membership::{Departure, Membership, PlannedMove};
 use crate::meta::{Member, Meta};
 use crate::placement::{self, Placement};
@@ -38,21 +39,22 @@ pub fn next(meta: &Meta) -> Vec<PlannedMove> {
     moves
 }
 
-/// Shards whose replicas stay where they are, in the order in which they should lead from now on. Who is leaving comes
-/// last at once; otherwise leaders are spread when nothing moves and nobody leaves.
-pub fn preferences(meta: &Meta) -> Placement {
+/// Shards whose replicas stay where they are, in the order in which they should lead from now on. Who is leaving comes last, and
+/// so does whoever has a slow disk; where nothing moves, leaders are spread by what they have to do. `loads`: `None` if
+/// that is not known at the moment.
+pub fn preferences(meta: &Meta, loads: Option<&Loads>) -> Placement {
     let Membership { moves, departures, .. } = &meta.membership;
-    let is_settled = moves.is_empty() && departures.is_empty() && next(meta).is_empty();
-    let planned = if is_settled { target(meta, &meta.placement) } else { meta.placement.clone() };
-    let mut preferred = Placement::new();
-    for (shard, placed) in &meta.placement {
-        let same = |planned: &&Vec<NodeId>| as_set(planned) == as_set(placed);
-        let mut order = planned.get(shard).filter(same).unwrap_or(placed).clone();
-        order.sort_by_key(|node| departures.contains_key(node));
-        if order != *placed {
-            preferred.insert(*shard, order);
-        }
+    let is_slow = |node: &NodeId| loads.is_some_and(|loads| loads.slow.contains(node));
+    let may_lead = |node: &NodeId| !departures.contains_key(node) && !is_slow(node);
+    let mut preferred = meta.placement.clone();
+    for placed in preferred.values_mut() {
+        placed.sort_by_key(|node| !may_lead(node));
     }
+    if let Some(loads) = loads.filter(|_| moves.is_empty() && next(meta).is_empty()) {
+        let able = meta.members.keys().copied().filter(may_lead).collect();
+        preferred.extend(leaders::level(&preferred, &able, loads));
+    }
+    preferred.retain(|shard, placed| meta.placement.get(shard) != Some(placed));
     preferred
 }
 
@@ -111,10 +113,6 @@ fn under_way(meta: &Meta) -> Placement {
     placement
 }
 
-fn as_set(nodes: &[NodeId]) -> BTreeSet<NodeId> {
-    nodes.iter().copied().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -153,6 +151,10 @@ mod tests {
     fn begun(meta: &Meta) -> Vec<(ShardId, u64)> {
         let moves = meta.membership.moves.iter().filter(|(_, m)| m.began.is_some());
         moves.map(|(shard, m)| (*shard, m.id)).collect()
+    }
+
+    fn as_set(nodes: &[NodeId]) -> BTreeSet<NodeId> {
+        nodes.iter().copied().collect()
     }
 
     /// No two replicas of a shard on one node, no fewer than there were, and of any two states that follow each other a
@@ -195,6 +197,29 @@ mod tests {
         }
     }
 
+    /// Lets leaders be spread until they are.
+    fn lead(meta: &mut Meta) {
+        for _ in 0..100 {
+            let preferred = preferences(meta, Some(&Loads::default()));
+            if preferred.is_empty() {
+                return;
+            }
+            meta.placement.extend(preferred);
+        }
+        panic!("it never ends");
+    }
+
+    #[test]
+    fn whose_disk_is_slow_leads_nothing_until_it_is_well() {
+        let mut meta = cluster(3);
+        let loads = Loads { slow: BTreeSet::from([node(1)]), ..Loads::default() };
+        meta.placement.extend(preferences(&meta, Some(&loads)));
+        assert!(meta.placement.values().all(|placed| placed[0] != node(1)));
+        assert!(preferences(&meta, None).is_empty(), "nobody knows better at the moment");
+        lead(&mut meta);
+        assert!(meta.placement.values().any(|placed| placed[0] == node(1)));
+    }
+
     fn moved(before: &Placement, after: &Placement) -> usize {
         let new = |(shard, placed): (&ShardId, &Vec<NodeId>)| {
             as_set(placed).difference(&as_set(&before[shard])).count()
@@ -212,9 +237,8 @@ mod tests {
         assert_eq!(settle(&mut meta, 0).expect("it settles"), 0, "nothing else had to move");
         let led =
             |meta: &Meta| meta.placement.values().filter(|placed| placed[0] == node(4)).count();
-        meta.placement.extend(preferences(&meta));
+        lead(&mut meta);
         assert_eq!(led(&meta), 4, "and its share of leaders");
-        assert!(preferences(&meta).is_empty());
     }
 
     #[test]
@@ -230,9 +254,10 @@ mod tests {
         let mut meta = cluster(3);
         meta.membership.departures.insert(node(2), Departure::Drained);
         assert!(next(&meta).is_empty(), "there is no other node for them");
-        meta.placement.extend(preferences(&meta));
+        meta.placement.extend(preferences(&meta, None));
         assert!(meta.placement.values().all(|placed| placed[2] == node(2)));
-        assert!(preferences(&meta).is_empty());
+        lead(&mut meta);
+        assert!(meta.placement.values().all(|placed| placed[2] == node(2)), "and stays last");
         meta.members.insert(node(4), member(""));
         assert_eq!(settle(&mut meta, 0).expect("it settles"), 16);
         assert!(!meta.holds_replicas(node(2)));
@@ -300,8 +325,7 @@ mod tests {
             // With zones, a plan that is made again half way may find another one that is as good.
             let detours = if joined.iter().all(|zone| zone.is_empty()) { 0 } else { ideal / 4 };
             prop_assert!(count.abs_diff(ideal) <= detours, "{} moves, {} must be", count, ideal);
-            meta.placement.extend(preferences(&meta));
-            prop_assert!(preferences(&meta).is_empty());
+            lead(&mut meta);
         }
     }
 }

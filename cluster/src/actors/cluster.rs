@@ -31,7 +31,7 @@ use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, close_dropped};
 use super::sessions::Sessions;
 pub use super::streams::{ReadLimits, StreamState};
-use super::{announce, dispatch, drain, initial, mover, neighbours, retain, status};
+use super::{announce, balance, dispatch, drain, initial, mover, neighbours, retain, status};
 use crate::metrics;
 use crate::raft::groups::{Groups, GroupsConfig};
 use crate::raft::peers::{IncomingQueue, Peers};
@@ -79,6 +79,8 @@ pub struct NodeStatus {
     pub sessions: u32,
     pub started: LogTime,
     pub disk_free_bytes: u64,
+    /// What making something durable takes there, as a mean over the last seconds.
+    pub sync_ms: u64,
     pub problems: Vec<String>,
 }
 
@@ -96,6 +98,8 @@ pub struct ShardStatus {
     pub first_offset: Offset,
     pub next_offset: Offset,
     pub device_count: u64,
+    /// What its leader writes, in bytes a second over the last seconds; an entry counts a kilobyte more than it has.
+    pub load: u64,
 }
 
 impl Cluster {
@@ -151,6 +155,7 @@ impl Cluster {
         cluster.spawn(neighbours::run(Arc::clone(&cluster.shared)));
         cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(mover::run(cluster.detached()));
+        cluster.spawn(balance::run(cluster.detached()));
         cluster.spawn(drain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(publisher.run());
         cluster.spawn(close_dropped(cluster.detached(), closed));

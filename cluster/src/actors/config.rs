@@ -78,6 +78,8 @@ pub struct Limits {
     pub gone_after: Duration,
     /// How often a leader looks for messages that may go.
     pub retention_interval: Duration,
+    /// How often it is asked what shards have to do, so that leaders are spread.
+    pub balance_interval: Duration,
     /// Live messages that wait for one reader.
     pub live_queue: usize,
     /// Sessions that a drained node ends in a second.
@@ -105,6 +107,7 @@ impl Default for Limits {
             announce_interval: Duration::from_mins(1),
             gone_after: Duration::from_secs(5),
             retention_interval: Duration::from_secs(10),
+            balance_interval: Duration::from_secs(10),
             live_queue: 1024,
             drained_sessions_per_second: 100,
             waiting_reads_max: 4096,

@@ -19,6 +19,7 @@
 mod addresses;
 mod admission;
 mod announce;
+mod balance;
 mod calls;
 pub mod clock;
 pub mod cluster;

@@ -78,7 +78,8 @@ fn noted(what: &str, step: Result<Step, Error>) -> Step {
     })
 }
 
-fn led(cluster: &Cluster, id: GroupId) -> Option<Group> {
+/// A group that this node leads and may serve.
+pub(super) fn led(cluster: &Cluster, id: GroupId) -> Option<Group> {
     let group = cluster.shared.groups.get(id)?;
     let serving = group.leadership().borrow().serving;
     serving.then_some(group)
@@ -89,7 +90,7 @@ async fn plan(cluster: &Cluster, meta: &Meta, group: &Group) -> Result<Step, Err
     if follow_members(meta, group).await? == Step::Again {
         return Ok(Step::Again);
     }
-    let preferred = moves::preferences(meta);
+    let preferred = moves::preferences(meta, None);
     if !preferred.is_empty() {
         let expected_version = meta.version;
         let place = MetaChange::Place { expected_version, placement: preferred };
@@ -244,7 +245,7 @@ impl Way<'_> {
     }
 }
 
-fn of_raft(group: &Group) -> impl Fn(raft::Error) -> Error {
+pub(super) fn of_raft(group: &Group) -> impl Fn(raft::Error) -> Error {
     let id = group.id();
     move |error| error_of(id, failure_of(error))
 }

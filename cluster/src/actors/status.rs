@@ -28,6 +28,7 @@ pub(super) fn summary(shared: &Shared) -> NodeSummary {
         started: shared.started,
         disk_free_bytes: shared.storage.usage().map_or(0, |usage| usage.free_bytes),
         problems: problems.iter().map(|(group, problem)| format!("{group}: {problem}")).collect(),
+        sync_ms: u64::try_from(shared.groups.sync_wait().as_millis()).unwrap_or(u64::MAX),
         groups: shared
             .groups
             .watch()
@@ -61,6 +62,7 @@ fn group_summary(shared: &Shared, id: GroupId, group: &Group) -> GroupSummary {
         first_offset: stream.first,
         next_offset: stream.next,
         device_count: stream.device_count,
+        load: group.load(),
     }
 }
 
@@ -98,9 +100,10 @@ async fn ask(shared: &Shared, node: NodeId) -> Option<NodeSummary> {
 
 fn node_status(node: NodeId, summary: Option<NodeSummary>) -> NodeStatus {
     let reachable = summary.is_some();
-    let NodeSummary { version, sessions, started, disk_free_bytes, problems, .. } = summary
-        .unwrap_or_else(|| NodeSummary { started: LogTime::new(0), ..NodeSummary::default() });
-    NodeStatus { node, reachable, version, sessions, started, disk_free_bytes, problems }
+    let NodeSummary { version, sessions, started, disk_free_bytes, sync_ms, problems, .. } =
+        summary
+            .unwrap_or_else(|| NodeSummary { started: LogTime::new(0), ..NodeSummary::default() });
+    NodeStatus { node, reachable, version, sessions, started, disk_free_bytes, sync_ms, problems }
 }
 
 /// A group by the word of its leader, or of the replica with the newest term if none leads.
@@ -116,7 +119,7 @@ fn shard_status(group: GroupId, summaries: &BTreeMap<NodeId, Option<NodeSummary>
         GroupId::Shard(shard) => Some(shard),
     };
     let Some((_, best)) = best else {
-        let (term, committed_index, device_count) = (0, 0, 0);
+        let (term, committed_index, device_count, load) = (0, 0, 0, 0);
         let (first_offset, next_offset) = Default::default();
         let (leader, replicas, followers) = (None, Vec::new(), Vec::new());
         return ShardStatus {
@@ -129,6 +132,7 @@ fn shard_status(group: GroupId, summaries: &BTreeMap<NodeId, Option<NodeSummary>
             first_offset,
             next_offset,
             device_count,
+            load,
         };
     };
     let replica = |(node, matched): &(NodeId, Option<u64>)| {
@@ -149,5 +153,6 @@ fn shard_status(group: GroupId, summaries: &BTreeMap<NodeId, Option<NodeSummary>
         first_offset: best.first_offset,
         next_offset: best.next_offset,
         device_count: best.device_count,
+        load: if best.leads { best.load } else { 0 },
     }
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod gate;
+mod leaders;
 mod members;
 mod methods;
 mod modules;

@@ -16,6 +16,7 @@ use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, ServerState};
 use tokio::sync::{oneshot, watch};
 
+use super::load::Meter;
 use super::state_machine::{StateMachine, View};
 use super::types::{LogId, PeerNode, Proposal, TypeConfig};
 use super::{Error, Leadership, Response};
@@ -39,6 +40,7 @@ struct Inner {
     view: View,
     leadership: watch::Receiver<Leadership>,
     barrier: Mutex<Barrier>,
+    meter: Meter,
     /// Why it stopped.
     problem: OnceLock<String>,
 }
@@ -118,6 +120,7 @@ impl Group {
             view,
             leadership,
             barrier: Mutex::new(Barrier::default()),
+            meter: Meter::default(),
             problem: OnceLock::new(),
         });
         let group = Self { inner };
@@ -146,6 +149,7 @@ impl Group {
     /// Proposes one entry (an encoded `record.v1.Batch` or `MetaChange`) and waits until it is applied here.
     pub async fn propose(&self, entry: Bytes) -> Result<Response, Error> {
         let started = tokio::time::Instant::now();
+        self.inner.meter.count(entry.len());
         let written = self.inner.raft.client_write(Proposal(entry)).await;
         let response = written.map_err(|error| match error {
             RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
@@ -179,6 +183,12 @@ impl Group {
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.clone()
+    }
+
+    /// What the group has to write while it is led here, in bytes a second over the last seconds; an entry counts a kilobyte more
+    /// than it has.
+    pub fn load(&self) -> u64 {
+        self.inner.meter.bytes_per_second()
     }
 
     /// Where the shard's stream ends, as far as this node has applied it.
@@ -293,6 +303,10 @@ impl Group {
             // One that has failed by itself meanwhile is stopped as well.
             tokio::spawn(async move { raft.shutdown().await.ok() });
         }
+    }
+
+    pub(super) fn meter(&self) -> &Meter {
+        &self.inner.meter
     }
 
     pub(super) fn raft(&self) -> &Raft {

@@ -22,9 +22,10 @@ use super::peers::{Peers, Replica};
 use super::reach::OutOfReach;
 use super::runtime::Runtime;
 use super::state_machine::StateMachine;
+use super::syncs::Syncs;
 use super::transport::Transport;
 use super::types::PeerNode;
-use super::{Error, Response, balance, bootstrap, election, incarnation, lag, reach};
+use super::{Error, Response, balance, bootstrap, election, incarnation, lag, load, reach};
 use crate::metrics;
 use crate::storage::{self, Storage};
 use crate::wire::record;
@@ -101,6 +102,7 @@ struct Inner {
     peers: Peers,
     running: watch::Sender<Arc<BTreeMap<GroupId, Group>>>,
     problems: Mutex<BTreeMap<GroupId, String>>,
+    syncs: Arc<Syncs>,
     /// What still uses the records of each group.
     users: Mutex<BTreeMap<GroupId, Users>>,
     /// Incarnations whose predecessors are known to be gone.
@@ -133,6 +135,7 @@ impl Groups {
             peers,
             running: watch::channel(Arc::new(BTreeMap::new())).0,
             problems: Mutex::new(BTreeMap::new()),
+            syncs: Arc::default(),
             users: Mutex::new(BTreeMap::new()),
             left: Mutex::new(BTreeSet::new()),
             meta: OnceLock::new(),
@@ -146,6 +149,7 @@ impl Groups {
         groups.spawn(reach::watch(groups.clone(), published));
         groups.spawn(balance::run(groups.clone()));
         groups.spawn(lag::run(groups.clone()));
+        groups.spawn(load::run(groups.clone()));
         groups.spawn(groups.clone().follow_meta());
         Ok(groups)
     }
@@ -200,6 +204,11 @@ impl Groups {
     /// Groups that were stopped because their data cannot be trusted, and why.
     pub fn problems(&self) -> BTreeMap<GroupId, String> {
         self.inner.problems.lock().expect("nobody panics with the problems in hand").clone()
+    }
+
+    /// What a sync of this node takes, as a mean over the last seconds, or for how long one has waited if that is longer.
+    pub fn sync_wait(&self) -> Duration {
+        self.inner.syncs.wait()
     }
 
     /// Something once the store has failed: this process must end.
@@ -375,7 +384,7 @@ impl Groups {
     async fn start_group(&self, id: GroupId, incarnation: u16) -> Result<(), Error> {
         let Inner { config, storage, peers, meta, .. } = &*self.inner;
         let replica = ReplicaId::new(config.node, incarnation);
-        let (used, users) = lease::lend(Arc::clone(storage));
+        let (used, users) = lease::lend(Arc::clone(storage), Arc::clone(&self.inner.syncs));
         self.inner.users.lock().expect("nobody panics with it in hand").insert(id, users);
         // What was applied may be sound when the log is not: then the other groups can still be found.
         let opened = StateMachine::open(Arc::clone(&used), id).and_then(|(state, view)| {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use drover_core::ids::GroupId;
 use tokio::sync::mpsc;
 
+use super::syncs::Syncs;
 use crate::storage::{
     Batch, Error, Export, Fence, Import, OnDurable, Order, Record, ScanLimit, Storage, Table, Usage,
 };
@@ -31,13 +32,14 @@ impl Users {
 }
 
 /// Lends the store to one replica.
-pub(super) fn lend(storage: Arc<dyn Storage>) -> (Arc<dyn Storage>, Users) {
+pub(super) fn lend(storage: Arc<dyn Storage>, syncs: Arc<Syncs>) -> (Arc<dyn Storage>, Users) {
     let (user, gone) = mpsc::channel(1);
-    (Arc::new(Lease { storage, _user: user }), Users { gone })
+    (Arc::new(Lease { storage, syncs, _user: user }), Users { gone })
 }
 
 struct Lease {
     storage: Arc<dyn Storage>,
+    syncs: Arc<Syncs>,
     /// Dropped with the last handle.
     _user: mpsc::Sender<Infallible>,
 }
@@ -68,7 +70,12 @@ impl Storage for Lease {
     }
 
     fn sync(&self, done: OnDurable) {
-        self.storage.sync(done);
+        self.syncs.begin();
+        let syncs = Arc::clone(&self.syncs);
+        self.storage.sync(Box::new(move |result| {
+            syncs.end();
+            done(result);
+        }));
     }
 
     fn fences(&self) -> Result<Vec<(GroupId, Fence)>, Error> {

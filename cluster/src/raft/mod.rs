@@ -15,6 +15,7 @@ mod incarnation;
 pub(crate) mod lag;
 mod lease;
 mod link;
+mod load;
 pub mod log_record;
 pub mod log_store;
 mod log_tail;
@@ -32,6 +33,7 @@ pub mod runtime;
 mod serve;
 pub mod snapshot;
 pub mod state_machine;
+mod syncs;
 #[cfg(test)]
 mod tests;
 pub mod tls;

@@ -130,6 +130,8 @@ pub struct NodeSummary {
     pub started: LogTime,
     pub disk_free_bytes: u64,
     pub problems: Vec<String>,
+    /// What making something durable takes.
+    pub sync_ms: u64,
     pub groups: Vec<GroupSummary>,
 }
 
@@ -147,6 +149,8 @@ pub struct GroupSummary {
     pub first_offset: Offset,
     pub next_offset: Offset,
     pub device_count: u64,
+    /// What it has to write, in bytes a second.
+    pub load: u64,
 }
 
 /// What is wrong with a request that cannot be read.
@@ -536,6 +540,7 @@ fn of_node(node: NodeSummary) -> proto::NodeSummary {
         started_ms: node.started.get(),
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems,
+        sync_ms: node.sync_ms,
         groups: node.groups.into_iter().map(of_group).collect(),
     }
 }
@@ -556,6 +561,7 @@ fn of_group(group: GroupSummary) -> proto::GroupSummary {
         first_offset: group.first_offset.get(),
         next_offset: group.next_offset.get(),
         device_count: group.device_count,
+        load: group.load,
     }
 }
 
@@ -566,6 +572,7 @@ fn node_summary(node: proto::NodeSummary) -> Option<NodeSummary> {
         started: LogTime::new(node.started_ms),
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems,
+        sync_ms: node.sync_ms,
         groups: node.groups.into_iter().map(group_summary).collect::<Option<_>>()?,
     })
 }
@@ -584,6 +591,7 @@ fn group_summary(group: proto::GroupSummary) -> Option<GroupSummary> {
         first_offset: Offset::new(group.first_offset),
         next_offset: Offset::new(group.next_offset),
         device_count: group.device_count,
+        load: group.load,
     })
 }
 

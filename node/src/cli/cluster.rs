@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, HubArguments};
 use super::output::{Form, Output, Table, counted};
+use super::zones::Zones;
 use super::{Failure, files, json as values, members, policies};
 
 /// Often enough to see something move, seldom enough to cost nothing.
@@ -179,8 +180,12 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
         counted(status.device_count, "device"),
     ))?;
     out.table(&nodes_table(&status.nodes))?;
+    let zones = Zones::of(status);
     if shards {
-        out.table(&shards_table(&status.shards))?;
+        out.table(&shards_table(&status.shards, &zones))?;
+    }
+    if let Some(problem) = zones.problem(status) {
+        out.line(&problem)?;
     }
     if status.moves.is_empty() && !status.moves_paused {
         return Ok(());
@@ -200,6 +205,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
         "LEADERS",
         "SESSIONS",
         "DISK FREE",
+        "SYNC",
         "PROBLEMS",
     ]);
     for node in nodes {
@@ -215,6 +221,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
             node.leaders.to_string(),
             node.sessions.to_string(),
             format!("{} MiB", node.disk_free_bytes >> 20),
+            format!("{} ms", node.sync_ms),
             node.problems.join("; "),
         ]);
     }
@@ -237,16 +244,18 @@ fn node_name(member: &Member) -> String {
     }
 }
 
-fn shards_table(shards: &[ShardStatus]) -> Table {
+fn shards_table(shards: &[ShardStatus], zones: &Zones) -> Table {
     let mut table = Table::new(&[
         "SHARD",
         "LEADER",
         "TERM",
         "COMMITTED",
         "REPLICAS (LAG)",
+        "ZONES",
         "FIRST",
         "NEXT",
         "DEVICES",
+        "LOAD",
     ]);
     for shard in shards {
         table.row([
@@ -254,16 +263,27 @@ fn shards_table(shards: &[ShardStatus]) -> Table {
             shard.leader.map_or_else(|| "NONE".to_owned(), |leader| leader.to_string()),
             shard.term.to_string(),
             shard.committed_index.to_string(),
-            shard.replicas.iter().map(replica_text).collect::<Vec<_>>().join(" "),
+            shard
+                .replicas
+                .iter()
+                .map(|replica| replica_text(shard, replica))
+                .collect::<Vec<_>>()
+                .join(" "),
+            zones.of_shard(shard).into_iter().collect::<Vec<_>>().join(" "),
             shard.first_offset.to_string(),
             shard.next_offset.to_string(),
             shard.device_count.to_string(),
+            format!("{} KiB/s", shard.load >> 10),
         ]);
     }
     table
 }
 
-fn replica_text(replica: &ReplicaStatus) -> String {
+/// The leader lags behind nobody.
+fn replica_text(shard: &ShardStatus, replica: &ReplicaStatus) -> String {
+    if shard.leader == Some(replica.node) && replica.problem.is_empty() {
+        return replica.node.to_string();
+    }
     let lag = replica.lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string());
     match replica.problem.as_str() {
         "" => format!("{}({lag})", replica.node),
@@ -299,6 +319,7 @@ fn node_json(node: &NodeStatus) -> Value {
         "sessions": node.sessions,
         "started": values::time(node.started.as_ref()),
         "diskFreeBytes": node.disk_free_bytes,
+        "syncMs": node.sync_ms,
         "problems": node.problems,
     })
 }
@@ -321,6 +342,7 @@ fn shard_json(shard: &ShardStatus) -> Value {
         "firstOffset": shard.first_offset,
         "nextOffset": shard.next_offset,
         "deviceCount": shard.device_count,
+        "load": shard.load,
     })
 }
 
@@ -347,12 +369,13 @@ mod tests {
             reachable: true,
             version: "0.1.0".to_owned(),
             disk_free_bytes: 3 << 20,
+            sync_ms: 7,
             problems: vec!["disk is full".to_owned()],
             ..NodeStatus::default()
         };
         let replica = ReplicaStatus { node: 1, lag: Some(4), ..ReplicaStatus::default() };
-        let shard =
-            ShardStatus { shard: Some(0), replicas: vec![replica], ..ShardStatus::default() };
+        let (replicas, load) = (vec![replica], 5 << 10);
+        let shard = ShardStatus { shard: Some(0), replicas, load, ..ShardStatus::default() };
         let status = ClusterStatus {
             cluster_id: "c".to_owned(),
             nodes: vec![node],
@@ -364,10 +387,10 @@ mod tests {
         assert_eq!(
             String::from_utf8(bytes).expect("it is text"),
             "Cluster c: 1 node, 1 shard (1 group without a leader), 0 devices\n\
-             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  PROBLEMS\n\
-             1     yes        -      hub:7443  -     0.1.0    0         0        0         3 MiB      disk is full\n\
-             SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  FIRST  NEXT  DEVICES\n\
-             0      NONE    0     0          1(4)            0      0     0\n"
+             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  SYNC  PROBLEMS\n\
+             1     yes        -      hub:7443  -     0.1.0    0         0        0         3 MiB      7 ms  disk is full\n\
+             SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  ZONES  FIRST  NEXT  DEVICES  LOAD\n\
+             0      NONE    0     0          1(4)            -      0      0     0        5 KiB/s\n"
         );
     }
 }

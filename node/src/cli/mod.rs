@@ -30,6 +30,7 @@ mod send_many;
 mod tokens;
 mod twins;
 mod watch;
+mod zones;
 
 use std::io::Write as _;
 

@@ -183,6 +183,7 @@ fn node_status(node: &NodeStatus, status: &ClusterStatus) -> admin::NodeStatus {
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems.clone(),
         state: member_state(node.node, status).into(),
+        sync_ms: node.sync_ms,
     }
 }
 
@@ -202,6 +203,7 @@ fn shard_status(shard: &ShardStatus) -> admin::ShardStatus {
         first_offset: shard.first_offset.get(),
         next_offset: shard.next_offset.get(),
         device_count: shard.device_count,
+        load: shard.load,
     }
 }
 

@@ -1,0 +1,111 @@
+//! Leaders go where there is least to do, and away from disks that stall.
+//!
+//! The leader of the meta group asks all members from time to time what their shards write and how long their disks take, and
+//! orders the replicas of shards anew (`core::leaders` plans it). Whoever leads a shard then hands over to the first of them
+//! (`raft::balance`). Replicas do not move because of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use drover_core::ids::{GroupId, NodeId};
+use drover_core::leaders::Loads;
+use drover_core::meta::MetaChange;
+use drover_core::moves;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use super::cluster::{Cluster, ClusterStatus, ShardStatus};
+use super::error::Error;
+use super::mover::{led, of_raft};
+use crate::raft::group::Group;
+
+/// A disk stalls that takes so long for a sync …
+const STALL_MS_MIN: u64 = 100;
+/// … and so many times as long as the middle one of all: where all are slow, nobody would do better.
+const STALL_TIMES: u64 = 8;
+/// A disk that has stalled is not trusted for so long: leaders that come and go would be worse than either.
+const STALL_REMEMBERED: Duration = Duration::from_mins(1);
+
+/// Goes on until the node stops.
+pub(super) async fn run(cluster: Cluster) {
+    let mut stalled = BTreeMap::new();
+    loop {
+        sleep(cluster.shared.config.limits.balance_interval).await;
+        let Some(group) = led(&cluster, GroupId::Meta) else { continue };
+        if let Err(error) = look(&cluster, &group, &mut stalled).await {
+            debug!(%error, "leaders are not spread this time");
+        }
+    }
+}
+
+async fn look(
+    cluster: &Cluster,
+    group: &Group,
+    stalled: &mut BTreeMap<NodeId, Instant>,
+) -> Result<(), Error> {
+    let status = cluster.status().await?;
+    let now = Instant::now();
+    let reachable = status.nodes.iter().filter(|node| node.reachable);
+    for (sync_ms, node) in stalling(reachable.map(|node| (node.sync_ms, node.node)).collect()) {
+        if stalled.insert(node, now).is_none() {
+            warn!(%node, sync_ms, "a disk stalls: its node leads nothing until it is well");
+        }
+    }
+    stalled.retain(|_, seen| now.duration_since(*seen) < STALL_REMEMBERED);
+    let loads = loads(&status, stalled.keys().copied().collect());
+    let Some(meta) = cluster.meta() else { return Ok(()) };
+    let placement = moves::preferences(&meta, Some(&loads));
+    if !placement.is_empty() {
+        info!(shards = placement.len(), "other replicas should lead");
+        let expected_version = meta.version;
+        cluster.change_meta(MetaChange::Place { expected_version, placement }).await?;
+    }
+    leave_meta(group, &loads.slow).await
+}
+
+/// Nodes whose disks take much longer than those of others, by how long a sync takes there.
+fn stalling(mut waits: Vec<(u64, NodeId)>) -> Vec<(u64, NodeId)> {
+    waits.sort_unstable();
+    let middle = waits.get(waits.len().saturating_sub(1) / 2).map_or(0, |(wait, _)| *wait);
+    let limit = middle.saturating_mul(STALL_TIMES).max(STALL_MS_MIN);
+    waits.retain(|(wait, _)| *wait >= limit);
+    waits
+}
+
+fn loads(status: &ClusterStatus, slow: BTreeSet<NodeId>) -> Loads {
+    let load = |shard: &ShardStatus| Some((shard.shard?, shard.load));
+    Loads { shards: status.shards.iter().filter_map(load).collect(), slow }
+}
+
+/// The meta group has no order of its own: who leads it with a slow disk hands it to one that has caught up.
+async fn leave_meta(group: &Group, slow: &BTreeSet<NodeId>) -> Result<(), Error> {
+    if !slow.contains(&group.replica().node()) {
+        return Ok(());
+    }
+    let replicas = group.replicas();
+    let able = replicas.voters.iter().filter(|replica| !slow.contains(&replica.node()));
+    let mut able = able.filter(|replica| replicas.has_caught_up(**replica));
+    match able.next() {
+        Some(heir) => group.transfer_leader(heir.node()).await.map_err(of_raft(group)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_stalls_that_is_slow_where_others_are_not() {
+        let stalls = |waits: &[u64]| -> Vec<u32> {
+            let nodes = (1..).map(|number| NodeId::new(number, 0));
+            let stalling = stalling(waits.iter().copied().zip(nodes).collect());
+            stalling.iter().map(|(_, node)| node.number()).collect()
+        };
+        assert_eq!(stalls(&[2, 3, 150]), [3]);
+        assert_eq!(stalls(&[2, 3, 90]), [0; 0], "slow, and bearable");
+        assert_eq!(stalls(&[120, 150, 400]), [0; 0], "all are slow");
+        assert_eq!(stalls(&[500, 1]), [1]);
+        assert_eq!(stalls(&[5_000]), [0; 0], "there is nobody else");
+    }
+}
