@@ -138,7 +138,7 @@ async fn a_node_that_joins_gets_its_share_while_a_device_publishes_and_a_drained
 
     nodes[3].cluster.undrain(first).await.expect("it is drained");
     until("it gets its share again, as other replicas", async || {
-        share(&nodes[2].cluster, first).await == (3, 1) && is_at_rest(&nodes[0].cluster)
+        share(&nodes[2].cluster, first).await.0 == 3 && is_at_rest(&nodes[0].cluster)
     })
     .await;
     publishing.check(&nodes).await;
