@@ -14,7 +14,7 @@ use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, ServerState};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{RwLock, oneshot, watch};
 
 use super::load::Meter;
 use super::state_machine::{StateMachine, View};
@@ -26,6 +26,9 @@ pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// How long a hand-over may take: one election, and the disk of the new leader.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a hand-over waits for the entries that are under way. With a disk that hangs it begins without them.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A handle of a running group. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +44,8 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     barrier: Mutex<Barrier>,
     meter: Meter,
+    /// Read by each entry under way, written by a hand-over: it begins when there is none, and meanwhile no other is taken.
+    under_way: RwLock<()>,
     /// Why it stopped.
     problem: OnceLock<String>,
 }
@@ -121,6 +126,7 @@ impl Group {
             leadership,
             barrier: Mutex::new(Barrier::default()),
             meter: Meter::default(),
+            under_way: RwLock::default(),
             problem: OnceLock::new(),
         });
         let group = Self { inner };
@@ -148,6 +154,9 @@ impl Group {
 
     /// Proposes one entry (an encoded `record.v1.Batch` or `MetaChange`) and waits until it is applied here.
     pub async fn propose(&self, entry: Bytes) -> Result<Response, Error> {
+        let Ok(_under_way) = self.inner.under_way.try_read() else {
+            return Err(Error::NotLeader { leader: None });
+        };
         let started = tokio::time::Instant::now();
         self.inner.meter.count(entry.len());
         let written = self.inner.raft.client_write(Proposal(entry)).await;
@@ -275,7 +284,8 @@ impl Group {
         changed.map(drop).map_err(|error| self.not_changed(error))
     }
 
-    /// Hands the leadership to another replica. Writes are refused until it has taken over, or has failed to.
+    /// Hands the leadership to another replica. What is under way is finished first, because nobody could tell what became of it
+    /// otherwise; other writes are refused until the heir has taken over, or has failed to.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), Error> {
         let mut leadership = self.leadership();
         let before = *leadership.borrow_and_update();
@@ -286,6 +296,7 @@ impl Group {
         let Some(replica) = voters.into_iter().find(|replica| replica.node() == to) else {
             return Err(Error::NotLeader { leader: before.leader });
         };
+        let _held = tokio::time::timeout(SETTLE_TIMEOUT, self.inner.under_way.write()).await;
         let triggered = self.inner.raft.trigger().transfer_leader(replica).await;
         triggered.map_err(|fatal| self.stopped(&fatal))?;
         let taken_over = leadership.wait_for(|now| now.term > before.term && now.leader.is_some());

@@ -76,3 +76,49 @@ async fn a_node_whose_disk_stalls_leads_nothing_and_nothing_is_lost() {
     .await;
     publishing.check(&nodes).await;
 }
+
+/// Appends one message after the other until it is told to stop; answers how many, and the errors.
+async fn publish(cluster: Cluster, device: DeviceId, stop: Arc<AtomicBool>) -> (usize, Vec<Error>) {
+    let (session, _queue) = connect(&cluster, &device).await.expect("all shards are led");
+    let (mut appended, mut errors) = (0, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        match session.append(vec![message("a reading")]).await {
+            Ok(_) => appended += 1,
+            Err(error) => errors.push(error),
+        }
+    }
+    (appended, errors)
+}
+
+#[tokio::test]
+async fn no_message_is_left_unanswered_by_a_planned_move_of_its_leader() {
+    const DEVICES: usize = 24;
+    const MOVES: usize = 20;
+    let nodes = start(3, |_| {}).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut devices = Vec::new();
+    for number in 0..DEVICES {
+        let (cluster, device) = (nodes[number % 3].cluster.clone(), id(&format!("pump-{number}")));
+        create(&cluster, &device).await;
+        devices.push(tokio::spawn(publish(cluster, device, Arc::clone(&stop))));
+    }
+    let mut moves = 0;
+    until("leaders have moved often enough, while devices publish", async || {
+        for node in &nodes {
+            let led = node.cluster.shared.groups.watch().borrow().clone();
+            let led = led.values().find(|group| group.leadership().borrow().serving);
+            let Some(group) = led.cloned() else { continue };
+            let heirs = group.replicas().voters;
+            let heir = heirs.iter().find(|replica| replica.node() != group.replica().node());
+            let heir = heir.expect("three replicas").node();
+            moves += usize::from(group.transfer_leader(heir).await.is_ok());
+        }
+        moves >= MOVES
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    for device in devices {
+        let (appended, errors) = device.await.expect("it does not panic");
+        assert!(appended > 0 && errors.is_empty(), "{appended} appended, and {errors:?}");
+    }
+}
