@@ -271,6 +271,7 @@ mod tests {
 
     use drover_core::device::Presence;
     use drover_core::ids::{GenerationId, LogTime, ShardCount};
+    use drover_core::level::Levels;
     use drover_core::membership::Membership;
 
     use super::*;
@@ -313,6 +314,7 @@ mod tests {
         };
         Meta {
             cluster_id: "test".into(),
+            name: String::new(),
             shard_count: ShardCount::new(1).expect("1 is a legal count"),
             replication_factor: 1,
             members: BTreeMap::new(),
@@ -323,6 +325,7 @@ mod tests {
             ]),
             authorities: BTreeMap::new(),
             membership: Membership::default(),
+            levels: Levels::default(),
             version: 1,
         }
     }

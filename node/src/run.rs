@@ -36,6 +36,9 @@ pub enum Error {
     /// Nothing on this disk can be trusted until it was looked at: see `docs/operations.md`.
     #[error("the storage of this node failed: {0}")]
     Storage(String),
+    /// What other nodes write this build cannot read.
+    #[error("the build is too old for the cluster, nothing on the disk was changed: {0}")]
+    Outdated(String),
     #[error("{0}")]
     Failed(String),
 }

@@ -36,7 +36,16 @@ struct Node {
     settings: Vec<(String, String)>,
     /// The size of a file system of its own for the store, as `mount` takes it. It goes when the process goes.
     disk: Option<String>,
+    build: Build,
     process: Option<Child>,
+}
+
+/// Which program a node runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    Current,
+    /// Of one feature level less.
+    Older,
 }
 
 impl Nodes {
@@ -47,13 +56,25 @@ impl Nodes {
 
     /// The same, with keys of the configuration set, such as `("storage.reserve", "1GiB")`.
     pub async fn start_with(count: usize, settings: &[(&str, &str)]) -> Result<Self> {
-        let mut nodes = Self::prepare(count, settings)?;
-        for index in 0..count {
-            nodes.restart(index)?;
+        Self::prepare(count, settings)?.started(count).await
+    }
+
+    /// The same with the build of the feature level before.
+    pub async fn start_older(count: usize) -> Result<Self> {
+        let mut nodes = Self::prepare(count, &[])?;
+        for node in &mut nodes.members {
+            node.build = Build::Older;
         }
-        nodes.initialize(count).await?;
-        nodes.until_ready().await;
-        Ok(nodes)
+        nodes.started(count).await
+    }
+
+    async fn started(mut self, count: usize) -> Result<Self> {
+        for index in 0..count {
+            self.restart(index)?;
+        }
+        self.initialize(count).await?;
+        self.until_ready().await;
+        Ok(self)
     }
 
     /// One node whose store is on a file system of this size, such as `64m`. `None` where the system lets this user mount
@@ -92,6 +113,7 @@ impl Nodes {
             ports: base + (number - 1) as u16 * PORTS_A_NODE,
             settings: settings.clone(),
             disk: None,
+            build: Build::Current,
             process: None,
         };
         let members = (1..=count).map(node).collect();
@@ -179,7 +201,7 @@ impl Nodes {
         let node = &mut self.members[index];
         ensure!(node.process.is_none(), "node {} runs already", index + 1);
         let log = File::options().create(true).append(true).open(node.home.join("log"))?;
-        let program = program()?;
+        let program = node.build.program()?;
         let mut command = match &node.disk {
             Some(size) => {
                 let mut mounting = mounting(size, &node.home.join("data/store"));
@@ -208,6 +230,10 @@ impl Nodes {
 
     /// Starts a node with an empty folder that joins by a token; answers with its index.
     pub fn join(&mut self, token: &str) -> Result<usize> {
+        self.join_as(token, Build::Current)
+    }
+
+    pub fn join_as(&mut self, token: &str, build: Build) -> Result<usize> {
         let index = self.members.len();
         let ports = free_ports(PORTS_A_NODE).context("no free ports")?;
         let home = self.folder().join(format!("joined-{index}"));
@@ -227,9 +253,14 @@ impl Nodes {
         );
         fs::write(home.join("node.toml"), config)?;
         let settings = vec![("DROVER_JOIN_TOKEN".to_owned(), token.to_owned())];
-        self.members.push(Node { home, ports, settings, disk: None, process: None });
+        self.members.push(Node { home, ports, settings, disk: None, build, process: None });
         self.restart(index)?;
         Ok(index)
+    }
+
+    /// Which program a node runs from its next start on.
+    pub fn set_build(&mut self, index: usize, build: Build) {
+        self.members[index].build = build;
     }
 
     /// Sends SIGHUP to a node.
@@ -353,11 +384,24 @@ fn prepare_folder(folder: &Path, count: usize) -> Result<u16> {
     bail!("no folder could be prepared: {output}")
 }
 
+impl Build {
+    fn program(self) -> Result<PathBuf> {
+        match self {
+            Self::Current => program(),
+            Self::Older => built("drover-older"),
+        }
+    }
+}
+
 /// The `drover` beside this test's own executable, as cargo lays them out.
 pub fn program() -> Result<PathBuf> {
+    built("drover")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let mut folder = std::env::current_exe()?;
     while folder.pop() {
-        let program = folder.join("drover");
+        let program = folder.join(name);
         if program.is_file() {
             return Ok(program);
         }
@@ -365,5 +409,5 @@ pub fn program() -> Result<PathBuf> {
             break;
         }
     }
-    bail!("there is no built drover: run cargo build -p drover-node first")
+    bail!("there is no built {name}: run make build first")
 }

@@ -12,6 +12,7 @@ pub mod document;
 pub mod feedback;
 pub mod ids;
 pub mod leaders;
+pub mod level;
 pub mod mailbox;
 pub mod membership;
 pub mod message;

@@ -10,6 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::ids::{GroupId, LogTime, NodeId, ReplicaId, ShardId};
+use crate::level::FeatureLevel;
 use crate::meta::{Member, Meta};
 
 /// The largest cluster: each node keeps a connection to every other, and all of them follow the meta group.
@@ -81,6 +82,7 @@ pub struct Joining {
     /// SHA-256 of its public key.
     pub key_digest: Bytes,
     pub member: Member,
+    pub supports: FeatureLevel,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub enum Departure {
     Drained,
     /// The same without its help, for it may be dead; then it is a member no more.
     Removed,
+    /// It gives away what it leads, and its sessions, and keeps its replicas: it will be back soon.
+    Restarting,
 }
 
 /// A replica on its way.
@@ -356,6 +360,7 @@ fn join(meta: &mut Meta, joining: &Joining, at: LogTime) -> Result<(), Membershi
     }
     let node = free_id(meta, joining.number)?;
     meta.members.insert(node, joining.member.clone());
+    meta.levels.supported.insert(node, joining.supports);
     meta.membership.drop_plan();
     let used = Joined { node, key_digest: joining.key_digest.clone() };
     meta.membership.tokens.entry(joining.token.clone()).and_modify(|token| token.used = Some(used));
@@ -406,6 +411,7 @@ fn forget(meta: &mut Meta, node: NodeId) -> Result<(), MembershipRefusal> {
     }
     meta.members.remove(&node);
     meta.membership.departures.remove(&node);
+    meta.levels.supported.remove(&node);
     meta.membership.retired.retain(|(_, of), _| *of != node);
     meta.membership.removed.insert(node);
     Ok(())
@@ -531,7 +537,8 @@ mod tests {
         let peer_address = String::from_utf8_lossy(key).into_owned();
         let member = Member { peer_address, admin_address: String::new(), zone: String::new() };
         let key_digest = Bytes::from_static(key);
-        MembershipChange::Join(Joining { token: token.to_owned(), number, key_digest, member })
+        let (token, supports) = (token.to_owned(), FeatureLevel::FIRST);
+        MembershipChange::Join(Joining { token, number, key_digest, member, supports })
     }
 
     fn first_shard(state: Option<&Meta>) -> ShardId {

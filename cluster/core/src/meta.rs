@@ -8,18 +8,21 @@ use crate::access::Permission;
 use crate::authority::{self, Authorities, AuthorityChange};
 use crate::device::Key;
 use crate::ids::{LogTime, NodeId, ShardCount};
+use crate::level::{self, Feature, LevelChange, LevelRefusal, Levels};
 use crate::membership::{self, Membership, MembershipChange, MembershipRefusal};
 use crate::placement::Placement;
 
 /// How many access policies a cluster may have: all of them are read for each token that is checked.
 pub const POLICIES_MAX: usize = 64;
-/// The longest name of a policy or an authority, in characters.
+/// The longest name of a policy, an authority or the cluster, in characters.
 pub const NAME_CHARACTERS_MAX: usize = 64;
 
 /// The state of the meta group. `None` until the cluster is initialized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Meta {
     pub cluster_id: String,
+    /// For people; empty until somebody gives it one.
+    pub name: String,
     pub shard_count: ShardCount,
     pub replication_factor: u8,
     pub members: BTreeMap<NodeId, Member>,
@@ -28,6 +31,7 @@ pub struct Meta {
     pub policies: BTreeMap<String, Policy>,
     pub authorities: Authorities,
     pub membership: Membership,
+    pub levels: Levels,
     /// Grows by one with each accepted change.
     pub version: u64,
 }
@@ -73,6 +77,27 @@ pub enum MetaChange {
         placement: Placement,
     },
     Membership(MembershipChange),
+    Level(LevelChange),
+    /// Gives the cluster a name for people, or takes it with an empty one.
+    Rename {
+        name: String,
+    },
+}
+
+impl MetaChange {
+    /// What must be allowed before it may be proposed: older builds cannot read it.
+    pub fn feature(&self) -> Option<Feature> {
+        match self {
+            Self::Rename { .. } => Some(Feature::ClusterName),
+            Self::Initialize(_)
+            | Self::PutPolicy { .. }
+            | Self::DeletePolicy { .. }
+            | Self::Authority { .. }
+            | Self::Place { .. }
+            | Self::Membership(_)
+            | Self::Level(_) => None,
+        }
+    }
 }
 
 /// One log entry of the meta group.
@@ -113,6 +138,10 @@ pub enum MetaRefusal {
     AuthorityIsProven { name: String },
     #[error(transparent)]
     Membership(#[from] MembershipRefusal),
+    #[error(transparent)]
+    Level(#[from] LevelRefusal),
+    #[error("the cluster name is too long: use {limit} characters at most, none of them a control")]
+    InvalidClusterName { limit: usize },
 }
 
 /// Applies one change. The answer is the new version; a refusal changes nothing.
@@ -156,8 +185,13 @@ impl Meta {
                 if let MembershipChange::PlanMoves { expected_version, .. } = change {
                     self.check_version(*expected_version)?;
                 }
+                if let MembershipChange::Join(joining) = change {
+                    level::check(self, joining.supports)?;
+                }
                 Ok(membership::apply(self, change, at)?)
             }
+            MetaChange::Level(change) => Ok(level::apply(self, *change)?),
+            MetaChange::Rename { name } => self.rename(name),
         }
     }
 
@@ -189,6 +223,15 @@ impl Meta {
         if had && !others.map(|(_, policy)| policy).any(Policy::administers) {
             return Err(MetaRefusal::LastAdministrator { name: name.to_owned() });
         }
+        Ok(())
+    }
+
+    fn rename(&mut self, name: &str) -> Result<(), MetaRefusal> {
+        self.allows(Feature::ClusterName)?;
+        if name.chars().count() > NAME_CHARACTERS_MAX || name.chars().any(char::is_control) {
+            return Err(MetaRefusal::InvalidClusterName { limit: NAME_CHARACTERS_MAX });
+        }
+        name.clone_into(&mut self.name);
         Ok(())
     }
 
@@ -243,12 +286,14 @@ mod tests {
     fn initial() -> Meta {
         Meta {
             cluster_id: "c1".to_owned(),
+            name: String::new(),
             shard_count: ShardCount::new(4).expect("a legal count"),
             replication_factor: 3,
             members: BTreeMap::new(),
             placement: Placement::new(),
             authorities: Authorities::new(),
             membership: Membership::default(),
+            levels: Levels::default(),
             policies: BTreeMap::from([("owner".to_owned(), policy(Permission::ClusterAdmin))]),
             version: 0,
         }
@@ -330,6 +375,22 @@ mod tests {
         assert_eq!(apply(&mut state, &stale(1), AT), Err(refusal));
         assert_eq!(state, before);
         assert_eq!(apply(&mut state, &stale(2), AT), Ok(3));
+    }
+
+    #[test]
+    fn a_cluster_has_a_name_only_from_the_level_on_that_brings_names() {
+        let mut state = initialized();
+        let rename = |name: &str| MetaChange::Rename { name: name.to_owned() };
+        let before = state.clone();
+        let refused = apply(&mut state, &rename("North"), AT).expect_err("the first level");
+        assert!(refused.to_string().contains("upgrade all nodes"), "{refused}");
+        assert_eq!(state, before);
+        state.as_mut().expect("a cluster").levels.active = Feature::ClusterName.level();
+        apply(&mut state, &rename("Plant North"), AT).expect("it is active");
+        assert_eq!(state.as_ref().expect("a cluster").name, "Plant North");
+        apply(&mut state, &rename("a\u{7}"), AT).expect_err("a control character");
+        apply(&mut state, &rename(&"ä".repeat(65)), AT).expect_err("too long");
+        apply(&mut state, &rename(&"ä".repeat(64)), AT).expect("64 characters");
     }
 
     #[test]

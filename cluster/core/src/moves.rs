@@ -63,7 +63,7 @@ pub fn preferences(meta: &Meta, loads: Option<&Loads>) -> Placement {
 pub fn meta_voters(meta: &Meta, today: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let possible: BTreeSet<NodeId> =
         meta.members.keys().copied().filter(|node| !meta.membership.is_leaving(*node)).collect();
-    let departs = |node: &NodeId| meta.membership.departures.contains_key(node);
+    let departs = |node: &NodeId| !meta.keeps_replicas(*node);
     let staying = possible.iter().filter(|node| !departs(node)).count();
     let count = staying.max(possible.len().min(META_VOTERS_MIN)).min(META_VOTERS_MAX);
     // An even number survives no more failures than the odd one below it.
@@ -91,7 +91,8 @@ fn target(meta: &Meta, today: &Placement) -> Placement {
 /// worse than a drain that waits for the next node.
 fn eligible(meta: &Meta, replicas: usize) -> BTreeMap<NodeId, Member> {
     let member = |node: NodeId| Some((node, meta.members.get(&node)?.clone()));
-    let mut eligible: BTreeMap<NodeId, Member> = meta.staying().filter_map(member).collect();
+    let keeping = meta.members.keys().copied().filter(|node| meta.keeps_replicas(*node));
+    let mut eligible: BTreeMap<NodeId, Member> = keeping.filter_map(member).collect();
     for (node, departure) in &meta.membership.departures {
         if eligible.len() < replicas && *departure == Departure::Drained {
             eligible.extend(member(*node));
@@ -207,6 +208,18 @@ mod tests {
             meta.placement.extend(preferred);
         }
         panic!("it never ends");
+    }
+
+    #[test]
+    fn a_node_that_restarts_leads_nothing_and_keeps_its_replicas_and_its_vote() {
+        let mut meta = cluster(4);
+        let voters = meta_voters(&meta, &BTreeSet::new());
+        meta.membership.departures.insert(node(1), Departure::Restarting);
+        assert!(next(&meta).is_empty(), "it will be back soon");
+        meta.placement.extend(preferences(&meta, None));
+        assert!(meta.placement.values().all(|placed| placed[0] != node(1)));
+        assert!(meta.holds_replicas(node(1)));
+        assert_eq!(meta_voters(&meta, &voters), voters);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::change::{DeviceChange, DeviceSpec};
 use crate::device::{Authentication, Key, Status};
 use crate::document::{Object, Value};
 use crate::ids::{DeviceId, LogTime, NodeId, ShardCount};
+use crate::level::Levels;
 use crate::membership::Membership;
 use crate::meta::{Member, Meta};
 use crate::placement;
@@ -167,6 +168,7 @@ pub(crate) fn cluster(nodes: u32) -> Meta {
     let replicas = usize::from(replication_factor);
     Meta {
         cluster_id: "test".to_owned(),
+        name: String::new(),
         shard_count,
         replication_factor,
         placement: placement::plan(shard_count, replicas, &members, &BTreeMap::new()),
@@ -174,6 +176,7 @@ pub(crate) fn cluster(nodes: u32) -> Meta {
         policies: BTreeMap::new(),
         authorities: BTreeMap::new(),
         membership: Membership::default(),
+        levels: Levels::default(),
         version: 1,
     }
 }

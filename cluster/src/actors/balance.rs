@@ -60,7 +60,7 @@ async fn look(
         let expected_version = meta.version;
         cluster.change_meta(MetaChange::Place { expected_version, placement }).await?;
     }
-    leave_meta(group, &loads.slow).await
+    leave_meta(group, |node| loads.slow.contains(&node)).await
 }
 
 /// Nodes whose disks take much longer than those of others, by how long a sync takes there.
@@ -77,13 +77,16 @@ fn loads(status: &ClusterStatus, slow: BTreeSet<NodeId>) -> Loads {
     Loads { shards: status.shards.iter().filter_map(load).collect(), slow }
 }
 
-/// The meta group has no order of its own: who leads it with a slow disk hands it to one that has caught up.
-async fn leave_meta(group: &Group, slow: &BTreeSet<NodeId>) -> Result<(), Error> {
-    if !slow.contains(&group.replica().node()) {
+/// The meta group has no order of its own: who leads it and should not hands it to one that should and has caught up.
+pub(super) async fn leave_meta(
+    group: &Group,
+    should_not: impl Fn(NodeId) -> bool,
+) -> Result<(), Error> {
+    if !should_not(group.replica().node()) {
         return Ok(());
     }
     let replicas = group.replicas();
-    let able = replicas.voters.iter().filter(|replica| !slow.contains(&replica.node()));
+    let able = replicas.voters.iter().filter(|replica| !should_not(replica.node()));
     let mut able = able.filter(|replica| replicas.has_caught_up(**replica));
     match able.next() {
         Some(heir) => group.transfer_leader(heir.node()).await.map_err(of_raft(group)),

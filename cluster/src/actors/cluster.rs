@@ -11,7 +11,7 @@ use drover_core::authority::AuthorityChange;
 use drover_core::change::{Change, DeviceChange, Done};
 use drover_core::ids::{DeviceId, GroupId, LogTime, NodeId, Offset, ShardId};
 pub use drover_core::message::{Live, StoredMessage, StreamPage};
-use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
+use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, MetaRefusal, Policy};
 use futures::future::BoxFuture;
 use ractor::{Actor, ActorRef};
 use rand::{Rng, SeedableRng};
@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::admission::{Gauge, Permit};
 use super::config::Config;
+use super::deferrals::Deferrals;
 use super::error::Error;
 use super::live::LiveHub;
 use super::neighbours::Neighbours;
@@ -31,7 +32,9 @@ use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, close_dropped};
 use super::sessions::Sessions;
 pub use super::streams::{ReadLimits, StreamState};
-use super::{announce, balance, dispatch, drain, initial, mover, neighbours, retain, status};
+use super::{
+    announce, balance, dispatch, drain, initial, mover, neighbours, retain, status, upgrade,
+};
 use crate::metrics;
 use crate::raft::groups::{Groups, GroupsConfig};
 use crate::raft::peers::{IncomingQueue, Peers};
@@ -113,9 +116,13 @@ impl Cluster {
     ) -> Result<Self, Error> {
         let Config { node, timing, log_entries_kept, seed, .. } = config;
         let groups = GroupsConfig { node, timing, log_entries_kept, seed };
-        let groups = Groups::start(groups, Arc::clone(&storage), peers.clone())
-            .await
-            .map_err(|error| stopped(GroupId::Meta, error.to_string()))?;
+        let groups =
+            Groups::start(groups, Arc::clone(&storage), peers.clone()).await.map_err(|error| {
+                match error {
+                    crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
+                    error => stopped(GroupId::Meta, error.to_string()),
+                }
+            })?;
         let (live, publisher) = LiveHub::new(Arc::clone(&storage), peers.clone());
         let (closing, closed) = mpsc::channel(CLOSING_MAX);
         let random = match seed {
@@ -127,6 +134,7 @@ impl Cluster {
         let shared = Arc::new(Shared {
             router: Router::new(node, groups.clone(), peers.clone()),
             sessions: Sessions::default(),
+            deferrals: Deferrals::default(),
             neighbours: Arc::new(Neighbours::new(started)),
             moments: Arc::default(),
             gauge: Gauge::new(limits.node_requests_max, limits.node_bytes_max),
@@ -156,6 +164,7 @@ impl Cluster {
         cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(mover::run(cluster.detached()));
         cluster.spawn(balance::run(cluster.detached()));
+        cluster.spawn(upgrade::run(cluster.detached()));
         cluster.spawn(drain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(publisher.run());
         cluster.spawn(close_dropped(cluster.detached(), closed));
@@ -196,7 +205,7 @@ impl Cluster {
     pub async fn initialize(&self, initialization: Initialization) -> Result<Arc<Meta>, Error> {
         if let Some(meta) = self.meta() {
             let cluster_id = meta.cluster_id.clone();
-            return Err(drover_core::meta::MetaRefusal::AlreadyInitialized { cluster_id }.into());
+            return Err(MetaRefusal::AlreadyInitialized { cluster_id }.into());
         }
         let meta = {
             let mut random = self.shared.random.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,6 +248,11 @@ impl Cluster {
 
     /// On return this node has applied the change, too: who made it sees it here.
     pub(super) async fn change_meta(&self, change: MetaChange) -> Result<(), Error> {
+        if let Some(feature) = change.feature() {
+            let meta = self.meta().ok_or(Error::NotInitialized)?;
+            // A level never falls: what this node may have seen late, it refuses for a moment longer.
+            meta.allows(feature).map_err(MetaRefusal::Level)?;
+        }
         let entry = MetaEntry { at: self.shared.config.clock.now(), change };
         let request = Request::Change(encode_meta_change(&entry));
         let Request::Change(entry) = &request else { return Err(Error::Timeout) };

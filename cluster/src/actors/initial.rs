@@ -7,6 +7,7 @@ use drover_core::access::Permission;
 use drover_core::authority::Authorities;
 use drover_core::device::Key;
 use drover_core::ids::ShardCount;
+use drover_core::level::{self, Levels};
 use drover_core::membership::Membership;
 use drover_core::meta::{Meta, Policy};
 use drover_core::placement;
@@ -50,8 +51,13 @@ pub(super) fn meta(
     });
     let policies = policies.collect();
     let cluster_id = format!("{:016x}{:016x}", random.next_u64(), random.next_u64());
+    // Who cannot do what this node can may not found a cluster with it: it ends and says so.
+    let active = level::supported();
+    let supported = members.keys().map(|node| (*node, active)).collect();
+    let levels = Levels { active, is_held: false, supported };
     Ok(Meta {
         cluster_id,
+        name: String::new(),
         shard_count,
         replication_factor,
         members,
@@ -59,6 +65,7 @@ pub(super) fn meta(
         policies,
         authorities: Authorities::new(),
         membership: Membership::default(),
+        levels,
         version: 0,
     })
 }

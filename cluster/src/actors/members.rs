@@ -59,6 +59,12 @@ impl Cluster {
         self.change_members(MembershipChange::Depart { node, departure }).await
     }
 
+    /// The same for a node that is to be restarted: it keeps its replicas.
+    pub async fn drain_for_restart(&self, node: NodeId) -> Result<(), Error> {
+        let departure = Departure::Restarting;
+        self.change_members(MembershipChange::Depart { node, departure }).await
+    }
+
     /// Ends a drain, or a removal that is not finished.
     pub async fn undrain(&self, node: NodeId) -> Result<(), Error> {
         self.change_members(MembershipChange::Return { node }).await

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod config;
+mod deferrals;
 mod departed;
 mod device;
 mod dispatch;
@@ -55,3 +56,4 @@ mod status;
 mod streams;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;

@@ -16,6 +16,7 @@ use drover_core::moves;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::balance::leave_meta;
 use super::cluster::Cluster;
 use super::error::Error;
 use super::router::{error_of, failure_of};
@@ -90,6 +91,7 @@ async fn plan(cluster: &Cluster, meta: &Meta, group: &Group) -> Result<Step, Err
     if follow_members(meta, group).await? == Step::Again {
         return Ok(Step::Again);
     }
+    leave_meta(group, |node| meta.membership.departures.contains_key(&node)).await?;
     let preferred = moves::preferences(meta, None);
     if !preferred.is_empty() {
         let expected_version = meta.version;

@@ -18,6 +18,7 @@ use tracing::error;
 use super::addresses::Moments;
 use super::admission::Gauge;
 use super::config::Config;
+use super::deferrals::Deferrals;
 use super::live::LiveHub;
 use super::neighbours::Neighbours;
 use super::outbox::Outbox;
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) groups: Groups,
     pub(super) router: Router,
     pub(super) sessions: Sessions,
+    pub(super) deferrals: Deferrals,
     pub(super) neighbours: Arc<Neighbours>,
     pub(super) moments: Arc<Moments>,
     pub(super) live: LiveHub,
@@ -69,6 +71,13 @@ impl Shared {
         }
         let departs = membership.is_some_and(|members| members.departures.contains_key(&node));
         departs.then_some("this node is drained: it takes no sessions")
+    }
+
+    /// Whether the device should rather be at a node of a newer build, which an upgrade does not restart any more.
+    pub(super) fn is_for_newer(&self, device: &DeviceId) -> bool {
+        let Some(meta) = self.meta() else { return false };
+        let is_there = meta.newer(self.config.node).any(|newer| self.peers.is_connected(newer));
+        is_there && self.deferrals.defer(device, Instant::now())
     }
 
     pub(super) fn shard_of(&self, device: &DeviceId) -> Option<ShardId> {

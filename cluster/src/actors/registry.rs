@@ -46,7 +46,7 @@ impl Cluster {
 
     /// Makes a connection the live one of its device and ends the former. Success: the epoch is durable on a majority.
     pub async fn open_session(&self, request: OpenSession) -> Result<Session, Error> {
-        if self.shared.departure().is_some() {
+        if self.shared.departure().is_some() || self.shared.is_for_newer(&request.proven.device) {
             return Err(Error::Stopping);
         }
         Session::open(self, request).await

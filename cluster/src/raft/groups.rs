@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use drover_core::ids::{GroupId, LogTime, NodeId, ReplicaId, ShardCount, ShardId};
+use drover_core::level::{self, LevelRefusal};
 use drover_core::meta::{Meta, MetaChange, MetaEntry};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
@@ -145,6 +146,10 @@ impl Groups {
         };
         let groups = Self { inner: Arc::new(inner) };
         groups.start_group(GroupId::Meta, 0).await?;
+        if let Err(refusal) = groups.check_level() {
+            groups.stop().await;
+            return Err(Error::Refused(refusal.into()));
+        }
         groups.spawn(election::watch(groups.clone()));
         groups.spawn(reach::watch(groups.clone(), published));
         groups.spawn(balance::run(groups.clone()));
@@ -183,6 +188,15 @@ impl Groups {
             Response::Meta(answer) => answer.map(|meta| Arc::new(*meta)).map_err(Error::Refused),
             Response::None | Response::Shard { .. } => Err(Error::Unknown),
         }
+    }
+
+    /// Whether this build can read what the cluster writes, as far as this node knows.
+    pub fn check_level(&self) -> Result<(), LevelRefusal> {
+        let heard = *self.inner.peers.heard_active_level().borrow();
+        let applied = self.meta().borrow().as_ref().map(|meta| meta.levels.active);
+        let active = applied.map_or(heard, |applied| applied.max(heard));
+        let supports = level::supported();
+        if supports >= active { Ok(()) } else { Err(LevelRefusal::Outdated { supports, active }) }
     }
 
     /// The meta state as this node has applied it.
@@ -311,6 +325,7 @@ impl Groups {
     async fn take_up(&self, meta: &Meta) -> Result<(), Error> {
         let peers = &self.inner.peers;
         peers.set_cluster_id(&meta.cluster_id);
+        peers.set_active_level(meta.levels.active);
         let address = |member: &drover_core::meta::Member| member.peer_address.clone();
         peers.set_members(
             meta.members.iter().map(|(node, member)| (*node, address(member))).collect(),

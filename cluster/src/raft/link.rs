@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use drover_core::ids::{GroupId, NodeId};
+use drover_core::level::{self, FeatureLevel};
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::peer_client::PeerClient;
 use drover_proto::cluster::{Envelope, Frame, Hello};
@@ -319,12 +320,19 @@ impl Drop for Call {
 }
 
 /// What a node says first on each stream.
-pub(super) fn hello(from: NodeId, to: NodeId, cluster_id: Option<String>) -> Hello {
+pub(super) fn hello(
+    from: NodeId,
+    to: NodeId,
+    cluster_id: Option<String>,
+    active: FeatureLevel,
+) -> Hello {
     Hello {
         from: from.to_u64(),
         to: to.to_u64(),
         cluster_id: cluster_id.unwrap_or_default(),
         format: FORMAT,
+        feature_level: level::supported().get().into(),
+        active_level: active.get().into(),
     }
 }
 

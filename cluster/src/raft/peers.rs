@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId, ReplicaId};
+use drover_core::level::FeatureLevel;
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::failure::Kind;
 use drover_proto::cluster::{Announce, AnnounceResponse, Deliver, Failure, Hello};
@@ -125,6 +126,8 @@ impl Peers {
             incoming,
             losses: broadcast::channel(LOSSES_MAX).0,
             disowned: watch::channel(false).0,
+            active: watch::channel(FeatureLevel::FIRST).0,
+            heard_active: watch::channel(FeatureLevel::FIRST).0,
             events_wanted: AtomicBool::new(false),
             heard: Heard::default(),
             answered: Heard::default(),
@@ -175,6 +178,16 @@ impl Peers {
     /// Whether a peer has said that this node was removed.
     pub fn disowned(&self) -> watch::Receiver<bool> {
         self.shared.disowned.subscribe()
+    }
+
+    /// The feature level at which the cluster is. Peers that do not support it are refused from now on.
+    pub fn set_active_level(&self, level: FeatureLevel) {
+        rise(&self.shared.active, level);
+    }
+
+    /// The highest level that a peer has said to be active.
+    pub fn heard_active_level(&self) -> watch::Receiver<FeatureLevel> {
+        self.shared.heard_active.subscribe()
     }
 
     /// This node belongs to a cluster from now on.
@@ -325,6 +338,15 @@ impl Peers {
     }
 }
 
+/// A level never falls.
+fn rise(known: &watch::Sender<FeatureLevel>, level: FeatureLevel) {
+    known.send_if_modified(|known| {
+        let rises = level > *known;
+        *known = level.max(*known);
+        rises
+    });
+}
+
 /// The answer is not what was asked for: mostly a failure.
 pub(super) fn unexpected(node: NodeId, body: Body) -> CallError {
     let Body::Failure(Failure { kind, text }) = body else {
@@ -361,6 +383,10 @@ pub(super) struct Shared {
     receiving: Mutex<BTreeSet<GroupId>>,
     losses: broadcast::Sender<NodeId>,
     disowned: watch::Sender<bool>,
+    /// The feature level that is active as this node has applied it, and the highest that a peer has spoken of. What peers say is
+    /// not passed on.
+    active: watch::Sender<FeatureLevel>,
+    heard_active: watch::Sender<FeatureLevel>,
     events_wanted: AtomicBool,
     random: Mutex<SmallRng>,
 }
@@ -400,7 +426,15 @@ impl Drop for Receiving {
 
 impl Shared {
     pub(super) fn hello(&self, to: NodeId) -> Hello {
-        link::hello(self.node, to, self.cluster_id())
+        link::hello(self.node, to, self.cluster_id(), self.active_level())
+    }
+
+    pub(super) fn active_level(&self) -> FeatureLevel {
+        *self.active.borrow()
+    }
+
+    pub(super) fn hear_active_level(&self, level: FeatureLevel) {
+        rise(&self.heard_active, level);
     }
 
     pub(super) fn cluster_id(&self) -> Option<String> {

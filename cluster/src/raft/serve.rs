@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use drover_core::ids::{GroupId, NodeId};
+use drover_core::level::{self, FeatureLevel};
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::failure::Kind;
 use drover_proto::cluster::peer_server::{Peer, PeerServer};
@@ -115,7 +116,25 @@ impl Service {
             let text = format!("node {from} was removed from the cluster");
             return Err(Status::new(DISOWNED, text));
         }
+        self.check_levels(from, &hello)?;
         Ok(from)
+    }
+
+    /// Neither side may get an entry that its build cannot read: a node that went back to an older build after the level has risen
+    /// is refused, and refuses, whichever of the two knows of it.
+    fn check_levels(&self, from: NodeId, hello: &Hello) -> Result<(), Status> {
+        let level = |number: u32| FeatureLevel::new(u16::try_from(number).unwrap_or(u16::MAX));
+        let heard = level(hello.active_level);
+        self.shared.hear_active_level(heard);
+        let supports = level(hello.feature_level).max(FeatureLevel::FIRST);
+        let here = (self.shared.node, level::supported(), heard);
+        let there = (from, supports, self.shared.active_level());
+        let outdated = [here, there].into_iter().find(|(_, supports, active)| supports < active);
+        outdated.map_or(Ok(()), |(node, supports, active)| {
+            let text =
+                format!("node {node} supports feature level {supports}, and {active} is active");
+            Err(Status::failed_precondition(text))
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 
 use drover_core::change::Refusal;
 use drover_core::ids::{DeviceId, Etag, LogTime, NodeId, Offset, SessionEpoch, Version};
+use drover_core::level::{FeatureLevel, LevelRefusal};
 use drover_core::meta::MetaRefusal;
 use drover_core::method::MethodFailure;
 use drover_proto::cluster as proto;
@@ -193,6 +194,32 @@ fn of_meta_refusal(refusal: MetaRefusal) -> proto::Problem {
             proto::Problem { name, ..of("meta_authority_is_proven") }
         }
         MetaRefusal::Membership(refusal) => membership::of_refusal(refusal),
+        MetaRefusal::Level(refusal) => of_level_refusal(refusal),
+        MetaRefusal::InvalidClusterName { limit } => {
+            proto::Problem { number: Some(limit as u64), ..of("meta_invalid_cluster_name") }
+        }
+    }
+}
+
+fn of_level_refusal(refusal: LevelRefusal) -> proto::Problem {
+    let number = |level: FeatureLevel| Some(u64::from(level.get()));
+    match refusal {
+        LevelRefusal::Outdated { supports, active } => proto::Problem {
+            number: number(supports),
+            other: number(active),
+            ..of("meta_level_outdated")
+        },
+        LevelRefusal::NotDue { level } => {
+            proto::Problem { number: number(level), ..of("meta_level_not_due") }
+        }
+        LevelRefusal::NotActive { needed, active } => proto::Problem {
+            number: number(needed),
+            other: number(active),
+            ..of("meta_level_not_active")
+        },
+        LevelRefusal::NoMember { node } => {
+            proto::Problem { number: Some(node.to_u64()), ..of("meta_level_no_member") }
+        }
     }
 }
 
@@ -288,8 +315,30 @@ fn meta_refusal(problem: &proto::Problem) -> Option<MetaRefusal> {
         }
         "meta_authority_code_replaced" => MetaRefusal::AuthorityCodeReplaced { name },
         "meta_authority_is_proven" => MetaRefusal::AuthorityIsProven { name },
+        "meta_invalid_cluster_name" => {
+            MetaRefusal::InvalidClusterName { limit: usize::try_from(problem.number?).ok()? }
+        }
         kind if kind.starts_with(membership::PREFIX) => {
             MetaRefusal::Membership(membership::refusal(problem)?)
+        }
+        _ => MetaRefusal::Level(level_refusal(problem)?),
+    })
+}
+
+fn level_refusal(problem: &proto::Problem) -> Option<LevelRefusal> {
+    let level = |number: u64| u16::try_from(number).map(FeatureLevel::new).ok();
+    Some(match problem.kind.as_str() {
+        "meta_level_outdated" => LevelRefusal::Outdated {
+            supports: level(problem.number?)?,
+            active: level(problem.other?)?,
+        },
+        "meta_level_not_due" => LevelRefusal::NotDue { level: level(problem.number?)? },
+        "meta_level_not_active" => LevelRefusal::NotActive {
+            needed: level(problem.number?)?,
+            active: level(problem.other?)?,
+        },
+        "meta_level_no_member" => {
+            LevelRefusal::NoMember { node: NodeId::from_u64(problem.number?) }
         }
         _ => return None,
     })
@@ -398,6 +447,21 @@ mod tests {
             MembershipRefusal::NoSuchMove { shard },
         ];
         for failure in refusals.map(of_members) {
+            assert_eq!(Failure::from(proto::Problem::from(failure.clone())), failure);
+        }
+    }
+
+    #[test]
+    fn every_refusal_about_levels_means_the_same_on_the_other_side() {
+        let (low, high) = (FeatureLevel::new(1), FeatureLevel::new(2));
+        let refusals = [
+            MetaRefusal::Level(LevelRefusal::Outdated { supports: low, active: high }),
+            MetaRefusal::Level(LevelRefusal::NotDue { level: high }),
+            MetaRefusal::Level(LevelRefusal::NotActive { needed: high, active: low }),
+            MetaRefusal::Level(LevelRefusal::NoMember { node: NodeId::new(7, 2) }),
+            MetaRefusal::InvalidClusterName { limit: 64 },
+        ];
+        for failure in refusals.map(Failure::RefusedByMeta) {
             assert_eq!(Failure::from(proto::Problem::from(failure.clone())), failure);
         }
     }

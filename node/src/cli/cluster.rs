@@ -12,9 +12,9 @@ use drover_proto::admin::{
 use serde_json::{Value, json};
 
 use super::client::{Client, HubArguments};
-use super::output::{Form, Output, Table, counted};
+use super::output::{Form, Output, Table, counted, printable};
 use super::zones::Zones;
-use super::{Failure, files, json as values, members, policies};
+use super::{Failure, files, json as values, members, policies, upgrade};
 
 /// Often enough to see something move, seldom enough to cost nothing.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -35,13 +35,18 @@ pub(super) enum Command {
     /// Make a token with which one node can join: drover node --join TOKEN …
     JoinToken(members::JoinToken),
     /// Move away what a node leads and holds, and its sessions: before it is stopped for long, or removed.
-    Drain(members::Node),
+    Drain(members::Drain),
     /// Let a drained node have its share again.
     Undrain(members::Node),
     /// Take out a node that is dead, or drained, and restore elsewhere what it had.
     Remove(members::Node),
     /// Let a replica that was stopped begin anew from the others: its data could not be trusted.
     Rebuild(members::Rebuild),
+    /// Hold what a new build brings, so that nodes can go back to the former one, or let it come.
+    #[command(subcommand)]
+    Upgrade(upgrade::Command),
+    /// Give the cluster a name that its status shows.
+    Rename(upgrade::Rename),
     /// Show, pause or take back what moves between nodes.
     #[command(subcommand)]
     Moves(members::Moves),
@@ -100,6 +105,8 @@ pub(super) async fn call(
         Command::Status { shards, watch: true } => watch(shards, connection, out).await,
         Command::JoinToken(arguments) => members::join_token(arguments, connection, out).await,
         Command::Drain(node) => members::drain(node, connection, out).await,
+        Command::Upgrade(command) => upgrade::call(command, connection, out).await,
+        Command::Rename(rename) => upgrade::rename(rename, connection, out).await,
         Command::Undrain(node) => members::undrain(node, connection, out).await,
         Command::Remove(node) => members::remove(node, connection, out).await,
         Command::Rebuild(replica) => members::rebuild(replica, connection, out).await,
@@ -172,13 +179,17 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
     let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
     let shard_count = status.shards.iter().filter(|shard| shard.shard.is_some()).count();
     out.line(&format!(
-        "Cluster {}: {}, {} ({} without a leader), {}",
-        status.cluster_id,
+        "Cluster {}: {}, {} ({} without a leader), {}, feature level {}",
+        cluster_name(status),
         counted(status.nodes.len() as u64, "node"),
         counted(shard_count as u64, "shard"),
         counted(leaderless as u64, "group"),
         counted(status.device_count, "device"),
+        status.active_level,
     ))?;
+    if let Some(outlook) = upgrade::outlook(status) {
+        out.line(&outlook)?;
+    }
     out.table(&nodes_table(&status.nodes))?;
     let zones = Zones::of(status);
     if shards {
@@ -193,6 +204,13 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
     members::show(status, out)
 }
 
+fn cluster_name(status: &ClusterStatus) -> String {
+    match status.name.as_str() {
+        "" => status.cluster_id.clone(),
+        name => format!("{} ({})", printable(name), status.cluster_id),
+    }
+}
+
 fn nodes_table(nodes: &[NodeStatus]) -> Table {
     let mut table = Table::new(&[
         "NODE",
@@ -201,6 +219,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
         "ADDRESS",
         "ZONE",
         "VERSION",
+        "LEVEL",
         "REPLICAS",
         "LEADERS",
         "SESSIONS",
@@ -217,6 +236,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
             member.admin_address,
             member.zone,
             node.version.clone(),
+            node.feature_level.to_string(),
             node.replicas.to_string(),
             node.leaders.to_string(),
             node.sessions.to_string(),
@@ -234,6 +254,7 @@ fn state_name(node: &NodeStatus) -> &'static str {
         MemberState::Active => "active",
         MemberState::Drained => "drained",
         MemberState::Removed => "leaving",
+        MemberState::Restarting => "restarting",
     }
 }
 
@@ -300,6 +321,9 @@ fn status_json(status: &ClusterStatus) -> Value {
         "shards": status.shards.iter().map(shard_json).collect::<Vec<_>>(),
         "moves": status.moves.iter().map(members::move_json).collect::<Vec<_>>(),
         "movesPaused": status.moves_paused,
+        "name": status.name,
+        "activeLevel": status.active_level,
+        "upgradeHeld": status.upgrade_held,
     })
 }
 
@@ -314,6 +338,7 @@ fn node_json(node: &NodeStatus) -> Value {
         "reachable": node.reachable,
         "state": state_name(node),
         "version": node.version,
+        "featureLevel": node.feature_level,
         "replicas": node.replicas,
         "leaders": node.leaders,
         "sessions": node.sessions,
@@ -370,6 +395,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             disk_free_bytes: 3 << 20,
             sync_ms: 7,
+            feature_level: 2,
             problems: vec!["disk is full".to_owned()],
             ..NodeStatus::default()
         };
@@ -378,6 +404,8 @@ mod tests {
         let shard = ShardStatus { shard: Some(0), replicas, load, ..ShardStatus::default() };
         let status = ClusterStatus {
             cluster_id: "c".to_owned(),
+            name: "North".to_owned(),
+            active_level: 1,
             nodes: vec![node],
             shards: vec![shard],
             ..ClusterStatus::default()
@@ -386,9 +414,10 @@ mod tests {
         show(&status, true, &mut Output::new(&mut bytes, Form::People)).expect("memory takes it");
         assert_eq!(
             String::from_utf8(bytes).expect("it is text"),
-            "Cluster c: 1 node, 1 shard (1 group without a leader), 0 devices\n\
-             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  REPLICAS  LEADERS  SESSIONS  DISK FREE  SYNC  PROBLEMS\n\
-             1     yes        -      hub:7443  -     0.1.0    0         0        0         3 MiB      7 ms  disk is full\n\
+            "Cluster North (c): 1 node, 1 shard (1 group without a leader), 0 devices, feature level 1\n\
+             All nodes support feature level 2: it comes in a moment\n\
+             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  LEVEL  REPLICAS  LEADERS  SESSIONS  DISK FREE  SYNC  PROBLEMS\n\
+             1     yes        -      hub:7443  -     0.1.0    2      0         0        0         3 MiB      7 ms  disk is full\n\
              SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  ZONES  FIRST  NEXT  DEVICES  LOAD\n\
              0      NONE    0     0          1(4)            -      0      0     0        5 KiB/s\n"
         );

@@ -48,6 +48,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Run(run::Error::Listen { .. }) => 10,
             Self::Run(run::Error::Storage(_)) => 11,
+            Self::Run(run::Error::Outdated(_)) => 12,
         }
     }
 }

@@ -28,6 +28,15 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Drain {
+    /// Its number.
+    number: u32,
+    /// It is to be restarted and will be back soon: leave its replicas where they are.
+    #[arg(long)]
+    keep_replicas: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Rebuild {
     /// The number of its node.
     #[arg(long, value_name = "NUMBER")]
@@ -66,14 +75,15 @@ pub(super) async fn join_token(
 }
 
 pub(super) async fn drain(
-    node: Node,
+    arguments: Drain,
     connection: &HubArguments,
     out: &mut Output<'_>,
 ) -> Result<(), Failure> {
+    let Drain { number, keep_replicas } = arguments;
     let client = connection.client()?;
-    let request = client.request(DrainNodeRequest { number: node.number });
+    let request = client.request(DrainNodeRequest { number, keep_replicas });
     client.members().drain_node(request).await?;
-    said(out, &format!("Node {} is being drained: drover cluster status --watch", node.number))
+    said(out, &format!("Node {number} is being drained: drover cluster status --watch"))
 }
 
 pub(super) async fn undrain(
@@ -134,7 +144,7 @@ pub(super) async fn moves(
 }
 
 /// What a person likes to read, and a program does not need.
-fn said(out: &mut Output<'_>, text: &str) -> Result<(), Failure> {
+pub(super) fn said(out: &mut Output<'_>, text: &str) -> Result<(), Failure> {
     if out.form() == Form::Json { Ok(()) } else { out.line(text) }
 }
 

@@ -29,6 +29,7 @@ mod presence;
 mod send_many;
 mod tokens;
 mod twins;
+mod upgrade;
 mod watch;
 mod zones;
 
@@ -44,7 +45,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done             4  nothing was changed: try again     10  a port is taken
   1  failed           5  no credential, or a wrong one      11  the storage failed
-  2  wrong arguments  6  not as expected: read again
+  2  wrong arguments  6  not as expected: read again        12  the build is too old
   3  not found        7  no answer: read before you repeat";
 
 /// A hub for connected devices that you run yourself.
@@ -149,7 +150,11 @@ mod tests {
             "drover cluster join-token --ttl 2h",
             "drover node --join drover-join-1.AAAA --number 4 --zone b --peer-address 10.0.0.4:7070",
             "drover cluster drain 3",
+            "drover cluster drain 3 --keep-replicas",
             "drover cluster undrain 3",
+            "drover cluster upgrade hold",
+            "drover cluster upgrade finish",
+            "drover cluster rename North",
             "drover cluster remove 3",
             "drover cluster rebuild --node 2 --shard 5",
             "drover cluster moves pause",

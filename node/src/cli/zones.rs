@@ -11,7 +11,8 @@ pub(super) struct Zones(BTreeMap<u32, String>);
 
 impl Zones {
     pub(super) fn of(status: &ClusterStatus) -> Self {
-        let staying = status.nodes.iter().filter(|node| node.state() == MemberState::Active);
+        let stays = [MemberState::Active, MemberState::Restarting];
+        let staying = status.nodes.iter().filter(|node| stays.contains(&node.state()));
         let members = staying.filter_map(|node| node.member.as_ref());
         let zones = members.map(|member| (member.number, member.zone.clone()));
         let zones: BTreeMap<u32, String> = zones.collect();

@@ -268,6 +268,7 @@ mod tests {
     };
     use drover_cluster::core::device::Key;
     use drover_cluster::core::ids::ShardCount;
+    use drover_cluster::core::level::Levels;
     use drover_cluster::core::membership::Membership;
 
     use super::*;
@@ -300,6 +301,7 @@ mod tests {
         ];
         Meta {
             cluster_id: "test".to_owned(),
+            name: String::new(),
             shard_count: ShardCount::new(1).expect("1 is a legal count"),
             replication_factor: 1,
             members: BTreeMap::new(),
@@ -310,6 +312,7 @@ mod tests {
                 .collect(),
             authorities: BTreeMap::new(),
             membership: Membership::default(),
+            levels: Levels::default(),
             version: 1,
         }
     }

@@ -6,10 +6,11 @@ use drover_cluster::{Cluster, Error};
 use drover_proto::admin::members_server::Members;
 use drover_proto::admin::{
     CancelMovesRequest, CancelMovesResponse, CreateJoinTokenRequest, CreateJoinTokenResponse,
-    DrainNodeRequest, DrainNodeResponse, JoinRequest, JoinResponse, JoinToken, PauseMovesRequest,
-    PauseMovesResponse, RebuildReplicaRequest, RebuildReplicaResponse, RemoveNodeRequest,
-    RemoveNodeResponse, ResumeMovesRequest, ResumeMovesResponse, UndrainNodeRequest,
-    UndrainNodeResponse,
+    DrainNodeRequest, DrainNodeResponse, FinishUpgradeRequest, FinishUpgradeResponse,
+    HoldUpgradeRequest, HoldUpgradeResponse, JoinRequest, JoinResponse, JoinToken,
+    PauseMovesRequest, PauseMovesResponse, RebuildReplicaRequest, RebuildReplicaResponse,
+    RemoveNodeRequest, RemoveNodeResponse, RenameClusterRequest, RenameClusterResponse,
+    ResumeMovesRequest, ResumeMovesResponse, UndrainNodeRequest, UndrainNodeResponse,
 };
 use rand::RngCore;
 use rustls::pki_types::CertificateDer;
@@ -84,8 +85,14 @@ impl Members for MembersService {
         &self,
         request: Request<DrainNodeRequest>,
     ) -> Result<Response<DrainNodeResponse>, Status> {
-        let node = self.cluster.member(request.into_inner().number).map_err(status::of)?;
-        self.cluster.drain(node).await.map_err(status::of)?;
+        let DrainNodeRequest { number, keep_replicas } = request.into_inner();
+        let node = self.cluster.member(number).map_err(status::of)?;
+        let drained = if keep_replicas {
+            self.cluster.drain_for_restart(node).await
+        } else {
+            self.cluster.drain(node).await
+        };
+        drained.map_err(status::of)?;
         Ok(Response::new(DrainNodeResponse {}))
     }
 
@@ -117,6 +124,30 @@ impl Members for MembersService {
             .ok_or_else(|| status::invalid(status::Invalid::new("shard", "there is none")))?;
         self.cluster.rebuild(node, shard).await.map_err(status::of)?;
         Ok(Response::new(RebuildReplicaResponse {}))
+    }
+
+    async fn hold_upgrade(
+        &self,
+        _: Request<HoldUpgradeRequest>,
+    ) -> Result<Response<HoldUpgradeResponse>, Status> {
+        self.cluster.hold_upgrade().await.map_err(status::of)?;
+        Ok(Response::new(HoldUpgradeResponse {}))
+    }
+
+    async fn finish_upgrade(
+        &self,
+        _: Request<FinishUpgradeRequest>,
+    ) -> Result<Response<FinishUpgradeResponse>, Status> {
+        let progress = self.cluster.finish_upgrade().await.map_err(status::of)?;
+        Ok(Response::new(members::progress(&progress)))
+    }
+
+    async fn rename_cluster(
+        &self,
+        request: Request<RenameClusterRequest>,
+    ) -> Result<Response<RenameClusterResponse>, Status> {
+        self.cluster.rename(request.into_inner().name).await.map_err(status::of)?;
+        Ok(Response::new(RenameClusterResponse {}))
     }
 
     async fn pause_moves(

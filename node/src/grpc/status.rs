@@ -17,6 +17,7 @@
 use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::core::change::Refusal;
+use drover_cluster::core::level::LevelRefusal;
 use drover_cluster::core::membership::MembershipRefusal;
 use drover_cluster::core::meta::MetaRefusal;
 use drover_cluster::core::method::MethodFailure;
@@ -169,6 +170,13 @@ fn meta_meaning(refusal: &MetaRefusal) -> Meaning {
         MetaRefusal::AuthorityCodeReplaced { .. } => (Code::Aborted, "AUTHORITY_CODE_REPLACED"),
         MetaRefusal::AuthorityIsProven { .. } => (Code::FailedPrecondition, "AUTHORITY_IS_PROVEN"),
         MetaRefusal::Membership(refusal) => return membership_meaning(refusal),
+        MetaRefusal::Level(refusal) => match refusal {
+            LevelRefusal::Outdated { .. } => (Code::FailedPrecondition, "BUILD_OUTDATED"),
+            LevelRefusal::NotDue { .. } => (Code::FailedPrecondition, "FEATURE_LEVEL_NOT_DUE"),
+            LevelRefusal::NotActive { .. } => (Code::FailedPrecondition, "FEATURE_LEVEL_TOO_LOW"),
+            LevelRefusal::NoMember { .. } => (Code::NotFound, "MEMBER_NOT_FOUND"),
+        },
+        MetaRefusal::InvalidClusterName { .. } => (Code::InvalidArgument, "INVALID_CLUSTER_NAME"),
     };
     Meaning::of(code, reason)
 }

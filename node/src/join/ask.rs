@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use drover_cluster::PEER_FORMAT;
 use drover_core::ids::NodeId;
+use drover_core::level;
 use drover_proto::admin::members_client::MembersClient;
 use drover_proto::admin::{JoinContact, JoinRequest, JoinResponse, JoinToken};
 use hyper_util::rt::TokioIo;
@@ -76,6 +77,7 @@ fn request(
         public_key: identity.key()?.subject_public_key_info(),
         format: PEER_FORMAT,
         unix_ms: clock::unix_ms(),
+        feature_level: level::supported().get().into(),
     })
 }
 

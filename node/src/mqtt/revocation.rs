@@ -32,6 +32,7 @@ mod tests {
     use drover_core::access::Permission;
     use drover_core::device::Key;
     use drover_core::ids::ShardCount;
+    use drover_core::level::Levels;
     use drover_core::membership::Membership;
     use drover_core::meta::Policy;
     use futures::FutureExt;
@@ -48,6 +49,7 @@ mod tests {
         let policy = Policy { primary: key(primary), secondary: key(secondary), permissions };
         Arc::new(Meta {
             cluster_id: "test".into(),
+            name: String::new(),
             shard_count: ShardCount::new(1).expect("1 is a legal count"),
             replication_factor: 1,
             members: BTreeMap::new(),
@@ -55,6 +57,7 @@ mod tests {
             policies: BTreeMap::from([("device".to_owned(), policy)]),
             authorities: BTreeMap::new(),
             membership: Membership::default(),
+            levels: Levels::default(),
             version: 1,
         })
     }

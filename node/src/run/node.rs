@@ -52,7 +52,7 @@ impl RunningNode {
         let (peers, incoming) = start_peers(config, peer_network);
         let cluster = Cluster::start(cluster_config(config), storage, peers, incoming)
             .await
-            .map_err(|error| Error::Storage(error.to_string()))?;
+            .map_err(not_started)?;
 
         let mqtt = mqtt::Server::new(cluster.clone(), mqtt_config(config, host_names.clone()));
         let listeners = [
@@ -98,7 +98,10 @@ impl RunningNode {
 
     /// Completes when the node cannot go on.
     pub(super) async fn failure(&self) -> Error {
-        Error::Storage(self.cluster.fatal().await)
+        tokio::select! {
+            problem = self.cluster.fatal() => Error::Storage(problem),
+            refusal = self.cluster.outdated() => Error::Outdated(refusal.to_string()),
+        }
     }
 
     /// Protocols first, so that nobody is served by half a node.
@@ -114,6 +117,13 @@ impl RunningNode {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         self.cluster.stop(left.as_millis() as u64).await;
+    }
+}
+
+fn not_started(error: drover_cluster::Error) -> Error {
+    match error {
+        drover_cluster::Error::RefusedByMeta(refusal) => Error::Outdated(refusal.to_string()),
+        error => Error::Storage(error.to_string()),
     }
 }
 

@@ -58,7 +58,9 @@ async fn tables_are_for_people_and_json_is_for_programs() -> Result<()> {
     programs::run(&mut drover(&nodes, &["devices", "create", "pump"])?).await?;
     let status = programs::run(&mut drover(&nodes, &["cluster", "status"])?).await?;
     assert!(
-        status.contains(": 1 node, 4 shards (0 groups without a leader), 1 device\n"),
+        status.contains(
+            ": 1 node, 4 shards (0 groups without a leader), 1 device, feature level 2\n"
+        ),
         "{status}"
     );
     let shards = programs::run(&mut drover(&nodes, &["cluster", "status", "--shards"])?).await?;

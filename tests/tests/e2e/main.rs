@@ -19,5 +19,6 @@ mod sdks;
 mod takeover;
 mod telemetry;
 mod twin;
+mod upgrade;
 mod websocket;
 mod x509;

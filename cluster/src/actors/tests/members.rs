@@ -15,7 +15,8 @@ async fn join(nodes: &mut Vec<Node>, number: u32) -> NodeId {
     host.add_join_token(token.clone(), digest, expires).await.expect("there is room");
     let member = Member { peer_address, admin_address: String::new(), zone: String::new() };
     let key_digest = Bytes::from(token.clone());
-    let joining = Joining { token, number: Some(number), key_digest, member };
+    let supports = drover_core::level::supported();
+    let joining = Joining { token, number: Some(number), key_digest, member, supports };
     let node = host.join(joining).await.expect("the token is fresh");
     let behaviour = Behaviour { sync_us_max: 500, failing_syncs_per_mille: 0 };
     let disk = SimulatedDisk::new(node.to_u64(), behaviour);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount, ShardId};
+use drover_core::level::Levels;
 use drover_core::membership::Membership;
 use drover_core::meta::{Member, Meta};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -217,6 +218,7 @@ impl Cluster {
         };
         Meta {
             cluster_id: "test".to_owned(),
+            name: String::new(),
             shard_count,
             replication_factor: 3,
             members: self.addresses.iter().map(|(id, at)| (*id, member(at))).collect(),
@@ -224,6 +226,7 @@ impl Cluster {
             policies: BTreeMap::new(),
             authorities: BTreeMap::new(),
             membership: Membership::default(),
+            levels: Levels::default(),
             version: 0,
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_core::ids::{GroupId, NodeId};
+use drover_core::level::FeatureLevel;
 use futures::StreamExt;
 use tokio::net::TcpListener;
 use tonic::transport::server::Connected;
@@ -148,6 +149,21 @@ async fn a_node_that_is_removed_while_it_is_connected_is_cut_off_and_told() {
     };
     let told = tokio::time::timeout(PATIENCE, asking).await;
     assert!(told.is_ok_and(|told| told.is_ok()), "it is not told");
+}
+
+#[tokio::test]
+async fn a_build_that_does_not_support_what_is_active_is_refused_whoever_connects() {
+    let active = FeatureLevel::new(FeatureLevel::LATEST.get() + 1);
+    for knowing in [1, 2] {
+        let (one, two) = (plain(1).start().await, plain(2).start().await);
+        let ahead = if knowing == 1 { &one } else { &two };
+        ahead.peers.set_active_level(active);
+        one.knows(node_id(2), &two);
+        let outdated = format!("node {} supports feature level", 3 - knowing);
+        refused(one.ask(node_id(2)).await, &outdated);
+        let heard = *two.peers.heard_active_level().borrow();
+        assert_eq!(heard == active, knowing == 1, "it hears of it from whoever connects to it");
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use drover_core::membership::{
 use drover_proto::record::{self, members_change::Kind};
 
 use super::meta::{member_from_record, member_to_record, shard_from_record};
-use super::required;
+use super::{levels, required};
 use crate::wire::Invalid;
 
 pub(super) fn to_record(membership: &Membership) -> record::MembersChanging {
@@ -60,6 +60,7 @@ pub(super) fn change_to_record(change: &MembershipChange) -> record::MembersChan
             number: joining.number,
             key_digest: joining.key_digest.clone(),
             member: Some(member_to_record(NodeId::default(), &joining.member)),
+            feature_level: joining.supports.get().into(),
         }),
         MembershipChange::Depart { node, departure } => {
             Kind::Depart(departure_to_record(*node, *departure))
@@ -107,6 +108,7 @@ pub(super) fn change_from_record(
             number: joining.number,
             key_digest: joining.key_digest,
             member: member_from_record(required("join.member", joining.member)?).1,
+            supports: levels::from_number(joining.feature_level)?,
         }),
         Kind::Depart(departure) => {
             let (node, departure) = departure_from_record(departure)?;
@@ -164,6 +166,7 @@ fn departure_to_record(node: NodeId, departure: Departure) -> record::NodeDepart
     let departure = match departure {
         Departure::Drained => record::Departure::Drained,
         Departure::Removed => record::Departure::Removed,
+        Departure::Restarting => record::Departure::Restarting,
     };
     record::NodeDeparture { node: node.to_u64(), departure: departure.into() }
 }
@@ -172,6 +175,7 @@ fn departure_from_record(record: record::NodeDeparture) -> Result<(NodeId, Depar
     let departure = match record.departure() {
         record::Departure::Drained => Departure::Drained,
         record::Departure::Removed => Departure::Removed,
+        record::Departure::Restarting => Departure::Restarting,
         record::Departure::Unspecified => return Err(Invalid::new("departure", "is not known")),
     };
     Ok((NodeId::from_u64(record.node), departure))

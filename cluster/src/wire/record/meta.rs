@@ -7,12 +7,13 @@ use drover_core::access::Permission;
 use drover_core::authority::{Authority, AuthorityChange, Possession};
 use drover_core::device::Status;
 use drover_core::ids::{LogTime, NodeId, ShardCount, ShardId};
+use drover_core::level;
 use drover_core::meta::{Member, Meta, MetaChange, MetaEntry, Policy};
 use drover_core::placement::Placement;
 use drover_proto::record::{self, authority_change, meta_change::Kind};
 
 use super::device::{key_from_record, key_to_record, status};
-use super::{decode, encode, membership, required};
+use super::{decode, encode, levels, membership, required};
 use crate::wire::Invalid;
 
 pub fn meta_to_bytes(meta: &Meta) -> Bytes {
@@ -36,6 +37,8 @@ pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
             Kind::Authority(authority_change_to_record(name, change))
         }
         MetaChange::Membership(change) => Kind::Members(membership::change_to_record(change)),
+        MetaChange::Level(change) => Kind::Level(levels::change_to_record(*change)),
+        MetaChange::Rename { name } => Kind::Rename(name.clone()),
         MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
             expected_version: *expected_version,
             placements: placement_to_record(placement),
@@ -62,8 +65,14 @@ pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
             MetaChange::Authority { name, change }
         }
         Kind::Members(change) => MetaChange::Membership(membership::change_from_record(change)?),
+        Kind::Level(change) => MetaChange::Level(levels::change_from_record(change)?),
+        Kind::Rename(name) => MetaChange::Rename { name },
         Kind::PutSetting(_) => return Err(Invalid::new("meta_change.kind", "is not known")),
     };
+    // Nobody proposes it while this node is a member; it is here for a node that was put back to an older build since.
+    if change.feature().is_some_and(|feature| feature.level() > level::supported()) {
+        return Err(Invalid::new("meta_change.kind", "is of a newer build"));
+    }
     Ok(MetaEntry { at: LogTime::new(entry.at_ms), change })
 }
 
@@ -81,6 +90,8 @@ fn meta_to_record(meta: &Meta) -> record::Meta {
         settings: Vec::new(),
         authorities: meta.authorities.iter().map(authority_to_record).collect(),
         changing: Some(membership::to_record(&meta.membership)),
+        levels: Some(levels::to_record(&meta.levels)),
+        name: meta.name.clone(),
     }
 }
 
@@ -89,6 +100,7 @@ fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
     let replication_factor = u8::try_from(meta.replication_factor).ok();
     Ok(Meta {
         cluster_id: meta.cluster_id,
+        name: meta.name,
         shard_count: required("meta.shard_count", shard_count)?,
         replication_factor: required("meta.replication_factor", replication_factor)?,
         members: meta.members.into_iter().map(member_from_record).collect(),
@@ -100,6 +112,7 @@ fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
             .collect::<Result<BTreeMap<_, _>, _>>()?,
         authorities: meta.authorities.into_iter().map(authority_from_record).collect(),
         membership: membership::from_record(meta.changing.unwrap_or_default())?,
+        levels: levels::from_record(meta.levels.unwrap_or_default())?,
         version: meta.version,
     })
 }

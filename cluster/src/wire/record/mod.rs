@@ -5,6 +5,7 @@
 
 mod change;
 mod device;
+mod levels;
 mod mailbox;
 mod membership;
 mod meta;

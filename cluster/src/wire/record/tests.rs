@@ -10,6 +10,7 @@ use drover_core::device::{Key, Status};
 use drover_core::document::{Object, Value, check_content};
 use drover_core::ids::{DeviceId, GenerationId, LogTime, NodeId, Offset, SessionEpoch};
 use drover_core::ids::{ReplicaId, ShardCount, ShardId};
+use drover_core::level::{FeatureLevel, LevelChange, Levels};
 use drover_core::membership::{
     Departure, JoinToken, Joined, Joining, Membership, MembershipChange, Move, PlannedMove,
     PrivateKey, Signer,
@@ -93,6 +94,7 @@ fn meta() -> Meta {
         Policy { primary: key(1), secondary: key(2), permissions: BTreeSet::from(Permission::ALL) };
     Meta {
         cluster_id: "c1".to_owned(),
+        name: "Plant North".to_owned(),
         shard_count,
         replication_factor: 3,
         members: BTreeMap::from([(NodeId::new(1, 2), member)]),
@@ -103,6 +105,11 @@ fn meta() -> Meta {
             ("factory".to_owned(), authority(Possession::Unproven { code: "c".to_owned() })),
         ]),
         membership: membership(),
+        levels: Levels {
+            active: FeatureLevel::new(2),
+            is_held: true,
+            supported: BTreeMap::from([(NodeId::new(1, 2), FeatureLevel::new(3))]),
+        },
         version: 7,
     }
 }
@@ -155,15 +162,17 @@ fn changes_of_the_members_survive() {
         zone: "z".to_owned(),
     };
     let (token_id, key_digest) = ("t".to_owned(), Bytes::from_static(b"key"));
-    let joining = Joining { token: token_id.clone(), number: Some(0), key_digest, member };
+    let (token, number, supports) = (token_id.clone(), Some(0), FeatureLevel::new(2));
+    let joining = Joining { token, number, key_digest, member, supports };
     let planned = PlannedMove { shard: shard(), from: Some(node), to: NodeId::new(4, 0) };
     for change in [
         MembershipChange::SetSigner(signer()),
-        MembershipChange::AddToken { id: token_id, token: token() },
+        MembershipChange::AddToken { id: token_id, token: self::token() },
         MembershipChange::Join(Joining { number: None, ..joining.clone() }),
         MembershipChange::Join(joining),
         MembershipChange::Depart { node, departure: Departure::Drained },
         MembershipChange::Depart { node, departure: Departure::Removed },
+        MembershipChange::Depart { node, departure: Departure::Restarting },
         MembershipChange::Return { node },
         MembershipChange::Forget { node },
         MembershipChange::PlanMoves {
@@ -191,7 +200,7 @@ fn entries_of_the_meta_group_survive() {
     let Meta { placement, mut policies, .. } = meta();
     let policy = policies.remove("owner").expect("it is there");
     let name = "owner".to_owned();
-    let code = || "c".to_owned();
+    let (code, node) = (|| "c".to_owned(), NodeId::new(2, 1));
     let of_authority = |change| MetaChange::Authority { name: "factory".to_owned(), change };
     for change in [
         of_authority(AuthorityChange::Create {
@@ -212,10 +221,24 @@ fn entries_of_the_meta_group_survive() {
         MetaChange::PutPolicy { name: name.clone(), policy, expected_version: Some(7) },
         MetaChange::DeletePolicy { name },
         MetaChange::Place { expected_version: 7, placement },
+        MetaChange::Level(LevelChange::Announce { node, supports: FeatureLevel::new(3) }),
+        MetaChange::Level(LevelChange::Hold(true)),
+        MetaChange::Level(LevelChange::Hold(false)),
+        MetaChange::Level(LevelChange::Raise { to: FeatureLevel::new(3) }),
+        MetaChange::Rename { name: "Plant North".to_owned() },
     ] {
         let entry = MetaEntry { at: LogTime::new(9), change };
         assert_eq!(meta_entry_from_bytes(meta_entry_to_bytes(&entry)), Ok(entry));
     }
+}
+
+#[test]
+fn a_meta_state_from_before_there_were_levels_is_at_the_first() {
+    let bytes = meta_to_bytes(&meta());
+    let mut record: record::Meta = decode("meta", bytes).expect("it was just encoded");
+    record.levels = None;
+    let read = meta_from_bytes(encode(&record)).expect("it lacks nothing that it must have");
+    assert_eq!(read.levels, Levels::default());
 }
 
 #[test]

@@ -137,6 +137,9 @@ pub(crate) fn status(status: &ClusterStatus) -> admin::ClusterStatus {
         device_count: status.shards.iter().map(|shard| shard.device_count).sum(),
         moves: status.meta.membership.moves.iter().map(|m| move_status(m, status)).collect(),
         moves_paused: status.meta.membership.is_paused,
+        name: status.meta.name.clone(),
+        active_level: status.meta.levels.active.get().into(),
+        upgrade_held: status.meta.levels.is_held,
     }
 }
 
@@ -159,6 +162,7 @@ fn member_state(node: NodeId, status: &ClusterStatus) -> admin::MemberState {
         None => admin::MemberState::Active,
         Some(Departure::Drained) => admin::MemberState::Drained,
         Some(Departure::Removed) => admin::MemberState::Removed,
+        Some(Departure::Restarting) => admin::MemberState::Restarting,
     }
 }
 
@@ -184,6 +188,7 @@ fn node_status(node: &NodeStatus, status: &ClusterStatus) -> admin::NodeStatus {
         problems: node.problems.clone(),
         state: member_state(node.node, status).into(),
         sync_ms: node.sync_ms,
+        feature_level: status.meta.supported_by(node.node).get().into(),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use drover_cluster::PEER_FORMAT;
+use drover_cluster::actors::upgrade::UpgradeProgress;
 use drover_cluster::core::ids::NodeId;
+use drover_cluster::core::level::FeatureLevel;
 use drover_cluster::core::membership::Joining;
 use drover_cluster::core::meta::Member;
 use drover_proto::admin;
@@ -59,7 +61,11 @@ pub(crate) fn joining(token: String, request: &admin::JoinRequest) -> Result<Joi
         admin_address: request.admin_address.clone(),
         zone: request.zone.clone(),
     };
-    Ok(Joining { token, number: request.number, key_digest, member })
+    // A node that says nothing is of a build from before there were levels.
+    let supports = u16::try_from(request.feature_level.max(1))
+        .map_err(|_| Invalid::new("feature_level", "at most 65535 are possible"))?;
+    let (number, supports) = (request.number, FeatureLevel::new(supports));
+    Ok(Joining { token, number, key_digest, member, supports })
 }
 
 pub(crate) fn contact((node, member): (&NodeId, &Member)) -> admin::JoinContact {
@@ -67,6 +73,13 @@ pub(crate) fn contact((node, member): (&NodeId, &Member)) -> admin::JoinContact 
         number: node.number(),
         generation: node.generation().into(),
         admin_address: member.admin_address.clone(),
+    }
+}
+
+pub(crate) fn progress(progress: &UpgradeProgress) -> admin::FinishUpgradeResponse {
+    admin::FinishUpgradeResponse {
+        active_level: progress.active.get().into(),
+        waiting_for: progress.waiting_for.iter().map(|node| node.number()).collect(),
     }
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use drover_core::authority::Possession;
 use drover_core::device::{Device, Key, Presence, Status};
 use drover_core::ids::{Etag, GenerationId, LogTime, ShardCount};
+use drover_core::level::Levels;
 use drover_core::mailbox::Head;
 use drover_core::membership::Membership;
 use rcgen::{
@@ -84,6 +85,7 @@ fn meta(authorities: impl IntoIterator<Item = (&'static str, Authority)>) -> Met
     let authorities = authorities.into_iter();
     Meta {
         cluster_id: "test".into(),
+        name: String::new(),
         shard_count: ShardCount::new(1).expect("1 is a legal count"),
         replication_factor: 1,
         members: BTreeMap::new(),
@@ -91,6 +93,7 @@ fn meta(authorities: impl IntoIterator<Item = (&'static str, Authority)>) -> Met
         policies: BTreeMap::new(),
         authorities: authorities.map(|(name, authority)| (name.to_owned(), authority)).collect(),
         membership: Membership::default(),
+        levels: Levels::default(),
         version: 1,
     }
 }
