@@ -177,7 +177,7 @@ async fn cpu_per_message(
     Ok(nodes.usage()?.cpu.saturating_sub(before).as_secs_f64() * 1e6 / report.acked as f64)
 }
 
-async fn fill(fleet: &Fleet, messages: usize) -> anyhow::Result<()> {
+pub(super) async fn fill(fleet: &Fleet, messages: usize) -> anyhow::Result<()> {
     let connections = 100;
     let plan = closed::Plan::new(Kind::Telemetry, connections, 64, Duration::from_mins(5));
     let requests_max = Some((messages / connections) as u64);

@@ -1,13 +1,14 @@
 //! Everything that is claimed about speed and memory, measured in one sitting on one machine, beside the peers.
 //!
 //! Absolute figures depend on the machine; the ratios are the claim. A row that cannot be measured says why and the
-//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`], [`mail`], [`scale`] and [`beside`] measure,
-//! [`noise`] says what the machine itself does to them, [`table`] draws the ratios.
+//! sitting goes on: nothing here fails a build. [`figures`] collects medians, [`hub`], [`mail`], [`scale`], [`members`] and [`beside`]
+//! measure, [`noise`] says what the machine itself does to them, [`table`] draws the ratios.
 
 mod beside;
 pub mod figures;
 mod hub;
 mod mail;
+mod members;
 mod noise;
 mod scale;
 pub mod table;
@@ -57,6 +58,12 @@ pub enum Row {
     Nodes,
     /// 10,000 devices by TLS, all at one node, which is killed: time and memory until all are back.
     Herd,
+    /// From three nodes to five under load: replicas copied, time, throughput meanwhile.
+    Grow,
+    /// From five nodes to three, likewise.
+    Shrink,
+    /// Planned moves of leaders: how long an acknowledgement takes that meets one.
+    Handover,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +116,7 @@ impl Sitting {
         hub::all(&mut sitting).await;
         mail::all(&mut sitting).await;
         scale::all(&mut sitting).await;
+        members::all(&mut sitting).await;
         sitting.noise("after").await;
         sitting
     }

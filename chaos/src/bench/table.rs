@@ -140,6 +140,37 @@ fn claims(figures: &Figures) -> Vec<Claim> {
             2000.0,
             " ms",
         ),
+        absolute(
+            "an acknowledgement that meets a planned leader move, p99",
+            Row::Handover,
+            "p99 ms",
+            150.0,
+            " ms",
+        ),
+        absolute(
+            "3 to 5 nodes: replicas copied to those that must be",
+            Row::Grow,
+            "replicas copied to the ideal",
+            1.2,
+            " ×",
+        ),
+        at_least(
+            "3 to 5 nodes: throughput meanwhile to before",
+            0.75,
+            get(Row::Grow, Drover3, "throughput meanwhile to before"),
+        ),
+        absolute(
+            "5 to 3 nodes: replicas copied to those that must be",
+            Row::Shrink,
+            "replicas copied to the ideal",
+            1.0,
+            " ×",
+        ),
+        at_least(
+            "5 to 3 nodes: throughput meanwhile to before",
+            0.75,
+            get(Row::Shrink, Drover3, "throughput meanwhile to before"),
+        ),
         absolute("restart of a full node", Row::Restart, "s until ready", 5.0, " s"),
         claim(
             "CPU a message, devices × 10",

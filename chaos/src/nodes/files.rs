@@ -61,8 +61,7 @@ impl Layout {
 
     /// Writes what a node at `place` needs that is no founder, into a folder of its own, which is the answer.
     pub(super) fn write_spare(&self, place: &Place) -> anyhow::Result<PathBuf> {
-        let home = self.folder.join("spare");
-        fs::create_dir_all(&home)?;
+        let home = tempfile::Builder::new().prefix("spare-").tempdir_in(&self.folder)?.keep();
         let own = Addresses::new(&ports::several(PORTS)?, place, &home);
         let mut table = self.common(&own);
         let addresses = [("peer_address", own.shown), ("admin_address", own.admin)];

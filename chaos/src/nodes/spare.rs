@@ -93,7 +93,16 @@ impl Admin {
 
     pub async fn drain(&self, number: u32) -> anyhow::Result<()> {
         self.anywhere(async |node| {
-            let request = self.request(DrainNodeRequest { number });
+            let request = self.request(DrainNodeRequest { number, keep_replicas: false });
+            MembersClient::new(node).drain_node(request).await.map(drop)
+        })
+        .await
+    }
+
+    /// Lets a node give away what it leads, and its sessions, and nothing else.
+    pub async fn drain_for_restart(&self, number: u32) -> anyhow::Result<()> {
+        self.anywhere(async |node| {
+            let request = self.request(DrainNodeRequest { number, keep_replicas: true });
             MembersClient::new(node).drain_node(request).await.map(drop)
         })
         .await
