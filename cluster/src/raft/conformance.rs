@@ -8,11 +8,14 @@ use futures::StreamExt;
 use openraft::StorageError;
 use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
+use prost::Message as _;
 use tempfile::TempDir;
 
 use super::log_store::LogStore;
 use super::state_machine::StateMachine;
-use super::types::{Entry, EntryPayload, LeaderId, Proposal, TypeConfig, Vote, log_id};
+use super::types::{
+    Entry, EntryPayload, LeaderId, Proposal, TypeConfig, Vote, log_id, vote_to_record,
+};
 use crate::storage::simulated::{Behaviour, SimulatedDisk};
 use crate::storage::{Batch, Error, RocksStorage, Settings, Storage, Table, Write, keys};
 
@@ -163,6 +166,28 @@ async fn a_log_that_has_lost_its_vote_is_amnesia() {
     let folder = stopped_node().await;
     let opened = forget(&folder, &[0, 0]);
     assert!(matches!(opened, Err(Error::Amnesia { .. })), "{opened:?}");
+}
+
+/// The fence is written behind, so a process may end between the two.
+#[tokio::test]
+async fn a_vote_that_gave_way_to_the_leader_of_its_term_is_no_amnesia_and_any_other_is() {
+    for (committed, is_sound) in [(true, true), (false, false)] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let storage = Arc::new(rocksdb(&folder));
+        let mut log = reopen(&storage).expect("an empty log");
+        let stood = Vote { committed: false, ..vote(4) };
+        log.save_vote(&stood).await.expect("the store works");
+        stop(log, storage).await;
+        let storage = Arc::new(rocksdb(&folder));
+        let voted_for = ReplicaId::first(NodeId::new(2, 0));
+        let found = Vote { leader_id: LeaderId { term: 4, voted_for }, committed };
+        let key = [&keys::prefix(group())[..], &[0, 0]].concat();
+        let value = vote_to_record(&found).encode_to_vec().into();
+        let put = Write::Put { table: Table::Log, key, value };
+        storage.write(Batch { writes: vec![put] }).expect("the store works");
+        let opened = reopen(&storage);
+        assert_eq!(opened.is_ok(), is_sound, "{opened:?}");
+    }
 }
 
 /// RocksDB opens such a store without complaint, with what was written before the cut.

@@ -140,13 +140,16 @@ impl Inner {
             return Ok(());
         };
         let found = log.fence();
+        // Who stood in a term and lost it gives way to its leader, for good; the fence may be from before that.
+        let gave_way = log.vote.is_some_and(|vote| vote.committed);
+        let is_other = found.vote_node != fence.vote_node && !gave_way;
         let what = if found.last_index < fence.last_index || found.last_term < fence.last_term {
             format!(
                 "it ends with entry {} of term {}, but entry {} of term {} was acknowledged",
                 found.last_index, found.last_term, fence.last_index, fence.last_term
             )
         } else if found.vote_term < fence.vote_term
-            || (found.vote_term == fence.vote_term && found.vote_node != fence.vote_node)
+            || (found.vote_term == fence.vote_term && is_other)
         {
             format!(
                 "its vote is of term {} for {}, but one of term {} for {} was given",
