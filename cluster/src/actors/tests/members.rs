@@ -98,15 +98,24 @@ impl Publishing {
         for (shard, messages) in acknowledged {
             for node in nodes {
                 for (offset, text) in &messages {
-                    let limits = ReadLimits { messages_max: 1, bytes_max: 1 << 20, wait_ms: 0 };
-                    let page = node.cluster.read_stream(shard, *offset, limits).await;
-                    let page = page.expect("the shard serves");
-                    let found = page.messages.first().map(|stored| &stored.message);
-                    assert_eq!(found, Some(&message(text)), "shard {shard}, offset {offset}");
+                    let found = read_one(node, shard, *offset).await;
+                    assert_eq!(found, Some(message(text)), "shard {shard}, offset {offset}");
                 }
             }
         }
     }
+}
+
+/// The message at an offset. A node that cannot say is asked again, because leaders may be moving still.
+async fn read_one(node: &Node, shard: ShardId, offset: Offset) -> Option<Message> {
+    let limits = ReadLimits { messages_max: 1, bytes_max: 1 << 20, wait_ms: 0 };
+    let mut page = None;
+    until("the shard serves", async || {
+        page = node.cluster.read_stream(shard, offset, limits).await.ok();
+        page.is_some()
+    })
+    .await;
+    page?.messages.into_iter().next().map(|stored| stored.message)
 }
 
 #[tokio::test]
