@@ -118,10 +118,10 @@ impl Cluster {
         let groups = GroupsConfig { node, timing, log_entries_kept, seed };
         let groups =
             Groups::start(groups, Arc::clone(&storage), peers.clone()).await.map_err(|error| {
-                match error {
-                    crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
-                    error => stopped(GroupId::Meta, error.to_string()),
+                if let crate::raft::Error::Refused(refusal) = error {
+                    return Error::RefusedByMeta(refusal);
                 }
+                stopped(GroupId::Meta, error.to_string())
             })?;
         let (live, publisher) = LiveHub::new(Arc::clone(&storage), peers.clone());
         let (closing, closed) = mpsc::channel(CLOSING_MAX);

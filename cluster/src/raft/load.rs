@@ -30,8 +30,9 @@ impl Meter {
     }
 
     fn take(&self, interval: Duration) {
-        let written = self.written.swap(0, Ordering::Relaxed) as f64;
-        let now = (written / interval.as_secs_f64()) as u64;
+        let written = self.written.swap(0, Ordering::Relaxed);
+        let interval_ms = (interval.as_millis() as u64).max(1);
+        let now = written.saturating_mul(1_000) / interval_ms;
         let before = self.bytes_per_second();
         self.bytes_per_second.store(before.midpoint(now), Ordering::Relaxed);
     }

@@ -121,10 +121,10 @@ impl RunningNode {
 }
 
 fn not_started(error: drover_cluster::Error) -> Error {
-    match error {
-        drover_cluster::Error::RefusedByMeta(refusal) => Error::Outdated(refusal.to_string()),
-        error => Error::Storage(error.to_string()),
+    if let drover_cluster::Error::RefusedByMeta(refusal) = error {
+        return Error::Outdated(refusal.to_string());
     }
+    Error::Storage(error.to_string())
 }
 
 /// Believes the cluster's own authority as soon as there is one, until the cluster is gone.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
+use drover_core::level;
 use drover_proto::admin::{
     ClusterStatus, CreateJoinTokenRequest, DrainNodeRequest, GetStatusRequest, JoinRequest,
     NodeStatus, RemoveNodeRequest,
@@ -185,6 +186,7 @@ fn request(number: u32) -> JoinRequest {
         public_key: key.subject_public_key_info(),
         format: 1,
         unix_ms: UNIX_EPOCH.elapsed().unwrap_or_default().as_millis() as u64,
+        feature_level: level::supported().get().into(),
         ..JoinRequest::default()
     }
 }
