@@ -236,7 +236,7 @@ async fn a_level_that_is_held_lets_every_node_go_back_to_the_build_before() -> R
     }
     let shown = cluster_command(&nodes, 0, &["status"]).await?;
     assert!(shown.contains("Feature level 2 is held: drover cluster upgrade finish"), "{shown}");
-    assert_eq!(levels(&status(&nodes, 0).await?), (1, vec![2; 3]));
+    assert_eq!(levels(&status(&nodes, 1).await?), (1, vec![2; 3]));
 
     ensure!(nodes.stop(0)? == Some(0), "it did not stop in order");
     nodes.set_build(0, Build::Older);
