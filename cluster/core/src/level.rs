@@ -54,17 +54,17 @@ impl Feature {
     }
 }
 
-static CLAIMED: OnceLock<FeatureLevel> = OnceLock::new();
+static PRETENDED: OnceLock<FeatureLevel> = OnceLock::new();
 
 /// What this process supports.
 pub fn supported() -> FeatureLevel {
-    CLAIMED.get().copied().unwrap_or(FeatureLevel::LATEST)
+    PRETENDED.get().copied().unwrap_or(FeatureLevel::LATEST)
 }
 
-/// From here on this process is like one of an older build. The first claim stays. Only programs of tests call it, so that two
+/// From here on this process is like one of an older build. The first call counts. Only programs of tests call it, so that two
 /// builds can be seen side by side; `tests/tests/tidy.rs` fails if anything in the product names it.
-pub fn claim(level: FeatureLevel) {
-    CLAIMED.get_or_init(|| level);
+pub fn pretend(level: FeatureLevel) {
+    PRETENDED.get_or_init(|| level);
 }
 
 /// The part of the meta state that is about feature levels.

@@ -8,7 +8,7 @@ use drover_core::level::{self, FeatureLevel};
 use drover_node::cli::{self, Arguments};
 
 fn main() -> ExitCode {
-    level::claim(FeatureLevel::new(FeatureLevel::LATEST.get() - 1));
+    level::pretend(FeatureLevel::new(FeatureLevel::LATEST.get() - 1));
     match cli::call(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
