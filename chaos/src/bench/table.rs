@@ -40,7 +40,9 @@ impl Claim {
 /// Everything, as Markdown.
 pub fn markdown(figures: &Figures) -> String {
     let mut text = String::from("| claim | bar | measured | |\n|---|---|---|---|\n");
-    for claim in claims(figures).into_iter().chain(herd_claims(figures)) {
+    let all =
+        claims(figures).into_iter().chain(herd_claims(figures)).chain(members_claims(figures));
+    for claim in all {
         text.push_str(&claim.line());
         text.push('\n');
     }
@@ -100,7 +102,7 @@ fn claims(figures: &Figures) -> Vec<Claim> {
         claim(what, Bar::AtMost(bound), unit, get(row, Drover3, metric))
     };
     let at_least = |what, bound, value| claim(what, Bar::AtLeast(bound), " ×", value);
-    [
+    vec![
         at_least("telemetry to NATS (no fsync)", 2.0, ratio(ours, rate(Row::Telemetry, Nats))),
         at_least("telemetry to etcd's puts, 128 clients", 4.0, ratio(ours, puts)),
         at_least("one node to three", 2.0, ratio(rate(Row::Telemetry, Drover1), ours)),
@@ -154,9 +156,6 @@ fn claims(figures: &Figures) -> Vec<Claim> {
             grown("CPU us a message, after 1,000,000 messages"),
         ),
     ]
-    .into_iter()
-    .chain(members_claims(figures))
-    .collect()
 }
 
 /// What is claimed of nodes that come and go, and of leaders that move.
