@@ -1,4 +1,4 @@
-//! Devices that have lost their connection and are all back at once: without a back-off, which nobody can rely on.
+//! Devices that have lost their connection and are all back at once: nobody can rely on a back-off of theirs.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep};
 use crate::fleet::Fleet;
 use crate::mqtt::link::Link;
 
-/// Between two attempts of one device: no back-off, and no busy loop either.
-const RETRY: Duration = Duration::from_millis(20);
+/// Whoever was turned away tries again so much later. All at once and without a pause would measure the generator alone.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// Tries the addresses of `fleet` in turn until device `number` is connected; how long the attempt took that succeeded. Ends
 /// no other way: whoever calls it has a limit.
