@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "drover/admin/v1/methods.proto",
         "drover/admin/v1/cluster.proto",
         "drover/admin/v1/members.proto",
+        "drover/admin/v1/backups.proto",
     ];
     println!("cargo::rerun-if-changed=drover");
     let descriptors = protox::compile(files, ["."])?;

@@ -77,6 +77,15 @@ impl Nodes {
         Ok(self)
     }
 
+    /// Starts nodes that no cluster was made of yet, and does not wait.
+    pub fn start_without_cluster(count: usize) -> Result<Self> {
+        let mut nodes = Self::prepare(count, &[])?;
+        for index in 0..count {
+            nodes.restart(index)?;
+        }
+        Ok(nodes)
+    }
+
     /// One node whose store is on a file system of this size, such as `64m`. `None` where the system lets this user mount
     /// nothing, not even in a namespace of its own.
     pub async fn start_on_a_small_disk(
@@ -123,14 +132,34 @@ impl Nodes {
     async fn initialize(&self, count: usize) -> Result<()> {
         let token = self.members[0].home.join("data/admin.token");
         let token = until_ok("the first node's token", async || fs::read_to_string(&token)).await;
-        let members = (1..=count).map(|number| {
+        let members = self.addresses(count).collect();
+        let admin =
+            Admin::initialize(&self.ca(), self.grpc(0), token.trim(), members, SHARDS).await?;
+        self.keep_admin_key(&admin)
+    }
+
+    /// Number, peer address and admin address of the first nodes.
+    fn addresses(&self, count: usize) -> impl Iterator<Item = (u32, String, String)> {
+        (1..=count).map(|number| {
             let ports = self.ports(number - 1);
             (number as u32, format!("127.0.0.1:{}", ports + 4), format!("localhost:{}", ports + 2))
-        });
-        let admin =
-            Admin::initialize(&self.ca(), self.grpc(0), token.trim(), members.collect(), SHARDS)
-                .await?;
-        fs::write(self.folder().join("admin.key"), admin).context("cannot keep the admin key")
+        })
+    }
+
+    /// The same nodes as `--member` takes them.
+    pub fn member_arguments(&self, count: usize) -> Vec<String> {
+        let member = |(number, peer, admin)| format!("{number}={peer},{admin}");
+        self.addresses(count).map(member).collect()
+    }
+
+    /// Policy and key of a cluster that was made elsewhere than in [`Nodes::start`].
+    pub fn keep_admin_key(&self, key: &str) -> Result<()> {
+        fs::write(self.folder().join("admin.key"), key).context("cannot keep the admin key")
+    }
+
+    /// A policy with every permission, and its key.
+    pub fn admin_key(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.folder().join("admin.key"))?)
     }
 
     /// Waits until every running node says that it is ready.
@@ -152,21 +181,26 @@ impl Nodes {
 
     /// A client of the admin API at one node, with every permission.
     pub fn admin(&self, index: usize) -> Result<Admin> {
-        let key = fs::read_to_string(self.folder().join("admin.key"))?;
-        Admin::connect(&self.ca(), self.grpc(index), Some(&key))
+        Admin::connect(&self.ca(), self.grpc(index), Some(&self.admin_key()?))
     }
 
     /// What `drover` needs to reach one node with every permission.
     pub fn cli_arguments(&self, index: usize) -> Result<Vec<String>> {
-        let key = fs::read_to_string(self.folder().join("admin.key"))?;
+        let key = self.admin_key()?;
         let (policy, key) = key.trim().split_once(' ').context("policy and key")?;
         let host = crate::clients::HOST;
         let connection =
             format!("HostName={host};SharedAccessKeyName={policy};SharedAccessKey={key}");
-        let endpoint = format!("https://{host}:{}", self.grpc(index).port());
+        let mut arguments = self.endpoint_arguments(index);
+        arguments.extend(["--connection-string".to_owned(), connection]);
+        Ok(arguments)
+    }
+
+    /// What `drover` needs to find one node, without anything that proves who is calling.
+    pub fn endpoint_arguments(&self, index: usize) -> Vec<String> {
+        let endpoint = format!("https://{}:{}", crate::clients::HOST, self.grpc(index).port());
         let ca = self.ca().display().to_string();
-        let arguments = ["--connection-string", &connection, "--endpoint", &endpoint, "--ca", &ca];
-        Ok(arguments.map(str::to_owned).into())
+        ["--endpoint", &endpoint, "--ca", &ca].map(str::to_owned).into()
     }
 
     /// A client that presents nothing.
@@ -334,7 +368,7 @@ impl Drop for Nodes {
 }
 
 /// Runs what is appended to it with a file system of this size at `folder`, which nobody else sees.
-fn mounting(size: &str, folder: &Path) -> Command {
+pub fn mounting(size: &str, folder: &Path) -> Command {
     let script = format!("mount -t tmpfs -o size={size} drover-test \"$0\" && exec \"$@\"");
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(folder);

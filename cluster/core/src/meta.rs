@@ -32,6 +32,8 @@ pub struct Meta {
     pub authorities: Authorities,
     pub membership: Membership,
     pub levels: Levels,
+    /// The backup that the shards are being filled from. Until they all are, nobody is served.
+    pub restoring: Option<String>,
     /// Grows by one with each accepted change.
     pub version: u64,
 }
@@ -82,6 +84,8 @@ pub enum MetaChange {
     Rename {
         name: String,
     },
+    /// Every shard has what the backup holds of it: the cluster serves from now on. A repeat changes nothing.
+    EndRestore,
 }
 
 impl MetaChange {
@@ -95,7 +99,8 @@ impl MetaChange {
             | Self::Authority { .. }
             | Self::Place { .. }
             | Self::Membership(_)
-            | Self::Level(_) => None,
+            | Self::Level(_)
+            | Self::EndRestore => None,
         }
     }
 }
@@ -192,6 +197,10 @@ impl Meta {
             }
             MetaChange::Level(change) => Ok(level::apply(self, *change)?),
             MetaChange::Rename { name } => self.rename(name),
+            MetaChange::EndRestore => {
+                self.restoring = None;
+                Ok(())
+            }
         }
     }
 
@@ -294,6 +303,7 @@ mod tests {
             authorities: Authorities::new(),
             membership: Membership::default(),
             levels: Levels::default(),
+            restoring: None,
             policies: BTreeMap::from([("owner".to_owned(), policy(Permission::ClusterAdmin))]),
             version: 0,
         }
@@ -328,6 +338,20 @@ mod tests {
         assert_eq!(apply(&mut state, &initialize, AT), Ok(1));
         let refusal = MetaRefusal::AlreadyInitialized { cluster_id: "c1".to_owned() };
         assert_eq!(apply(&mut state, &initialize, AT), Err(refusal));
+    }
+
+    #[test]
+    fn a_restored_cluster_is_restored_until_that_is_said_to_be_over() {
+        let restoring = Meta { restoring: Some("b1".to_owned()), ..initial() };
+        let mut state = None;
+        apply(&mut state, &MetaChange::Initialize(Box::new(restoring)), AT)
+            .expect("no cluster yet");
+        put(&mut state, "reader", Permission::RegistryRead).expect("legal");
+        assert_eq!(state.as_ref().and_then(|meta| meta.restoring.as_deref()), Some("b1"));
+        for _ in 0..2 {
+            apply(&mut state, &MetaChange::EndRestore, AT).expect("a repeat is no mistake");
+            assert_eq!(state.as_ref().and_then(|meta| meta.restoring.clone()), None);
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ pub(crate) fn cluster(nodes: u32) -> Meta {
         authorities: BTreeMap::new(),
         membership: Membership::default(),
         levels: Levels::default(),
+        restoring: None,
         version: 1,
     }
 }

@@ -211,6 +211,10 @@ impl Cluster {
             let mut random = self.shared.random.lock().unwrap_or_else(PoisonError::into_inner);
             initial::meta(initialization, &mut *random)?
         };
+        self.found(meta).await
+    }
+
+    pub(super) async fn found(&self, meta: Meta) -> Result<Arc<Meta>, Error> {
         let group = GroupId::Meta;
         let at = self.shared.config.clock.now();
         self.shared.groups.initialize(meta, at).await.map_err(|error| match error {
@@ -219,7 +223,8 @@ impl Cluster {
             crate::raft::Error::Timeout => Error::Timeout,
             crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
             crate::raft::Error::Stopped { problem }
-            | crate::raft::Error::NotChanged { problem } => stopped(group, problem),
+            | crate::raft::Error::NotChanged { problem }
+            | crate::raft::Error::Interrupted { problem } => stopped(group, problem),
             crate::raft::Error::Storage(error) => stopped(group, error.to_string()),
         })
     }
@@ -287,6 +292,9 @@ impl Cluster {
             return Err(format!("{group} is stopped: {problem}"));
         }
         let meta = self.meta().ok_or_else(|| Error::NotInitialized.to_string())?;
+        if meta.restoring.is_some() {
+            return Err(Error::Restoring.to_string());
+        }
         let node = self.shared.config.node;
         let placed = meta.placement.iter().filter(|(_, nodes)| nodes.contains(&node));
         let replicas = self.shared.router.replicas();
@@ -341,7 +349,14 @@ impl Cluster {
     // ------------------------------------------------------------ how requests are made
 
     pub(super) fn shard_of(&self, device: &DeviceId) -> Result<ShardId, Error> {
-        self.shared.shard_of(device).ok_or(Error::NotInitialized)
+        let meta = self.shared.groups.meta();
+        let meta = meta.borrow();
+        let meta = meta.as_ref().ok_or(Error::NotInitialized)?;
+        // What a device did now would be lost if the restore were begun anew.
+        if meta.restoring.is_some() {
+            return Err(Error::Restoring);
+        }
+        Ok(ShardId::of(device, meta.shard_count))
     }
 
     pub(super) async fn change_device(

@@ -44,6 +44,11 @@ pub enum Error {
     DiskFull { node: String, free_bytes: u64 },
     #[error("there is no cluster yet: run drover cluster init at one node")]
     NotInitialized,
+    #[error("the cluster is being restored from a backup: it serves when all of it is here")]
+    Restoring,
+    /// Records of a backup were not taken over.
+    #[error("{group} was not restored: {problem}")]
+    NotRestored { group: GroupId, problem: String },
     #[error("this node is stopping: connect to another one")]
     Stopping,
     /// The replica is stopped because its data cannot be trusted; others serve.
@@ -68,6 +73,7 @@ impl Error {
             | Self::LeaderLost { .. }
             | Self::DiskFull { .. }
             | Self::Stopping
+            | Self::Restoring
             | Self::GroupStopped { .. } => true,
             Self::Method(failure) => {
                 matches!(failure, MethodFailure::Moving | MethodFailure::TooManyCalls { .. })
@@ -75,6 +81,7 @@ impl Error {
             Self::Refused(_)
             | Self::RefusedByMeta(_)
             | Self::Invalid { .. }
+            | Self::NotRestored { .. }
             | Self::NotInitialized => false,
         }
     }

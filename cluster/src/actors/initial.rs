@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use drover_core::access::Permission;
 use drover_core::authority::Authorities;
 use drover_core::device::Key;
-use drover_core::ids::ShardCount;
-use drover_core::level::{self, Levels};
+use drover_core::ids::{NodeId, ShardCount};
+use drover_core::level::{self, LevelRefusal, Levels};
 use drover_core::membership::Membership;
-use drover_core::meta::{Meta, Policy};
-use drover_core::placement;
+use drover_core::meta::{Member, Meta, MetaRefusal, Policy};
+use drover_core::placement::{self, Placement};
 use rand::RngCore;
 
+use super::backups::Restoration;
 use super::cluster::Initialization;
 use super::error::Error;
 
@@ -35,6 +36,61 @@ pub(super) fn meta(
     let Initialization { members, shard_count, replication_factor } = initialization;
     let shard_count = ShardCount::new(shard_count)
         .ok_or_else(|| invalid("shard_count", "use 1 to 4096 shards"))?;
+    let (members, placement) = placed(members, shard_count, replication_factor)?;
+    let policies = POLICIES.iter().map(|(name, permissions)| {
+        let permissions: BTreeSet<_> = permissions.iter().copied().collect();
+        let policy = Policy { primary: key(random), secondary: key(random), permissions };
+        ((*name).to_owned(), policy)
+    });
+    Ok(Meta {
+        policies: policies.collect(),
+        cluster_id: cluster_id(random),
+        name: String::new(),
+        levels: levels(&members),
+        shard_count,
+        replication_factor,
+        members,
+        placement,
+        authorities: Authorities::new(),
+        membership: Membership::default(),
+        restoring: None,
+        version: 0,
+    })
+}
+
+/// What the backup says about devices, who may do what and whom to trust; nodes, and what is between them, are the new
+/// cluster's own. The number of shards stays: it decides where each device belongs.
+pub(super) fn restored(
+    restoration: Restoration,
+    backed_up: Meta,
+    random: &mut impl RngCore,
+) -> Result<Meta, Error> {
+    let Restoration { backup, members, replication_factor, .. } = restoration;
+    let replication_factor = replication_factor.unwrap_or(backed_up.replication_factor);
+    let shard_count = backed_up.shard_count;
+    let (members, placement) = placed(members, shard_count, replication_factor)?;
+    let (supports, active) = (level::supported(), backed_up.levels.active);
+    if supports < active {
+        return Err(MetaRefusal::from(LevelRefusal::Outdated { supports, active }).into());
+    }
+    Ok(Meta {
+        cluster_id: cluster_id(random),
+        levels: levels(&members),
+        replication_factor,
+        members,
+        placement,
+        membership: Membership::default(),
+        restoring: Some(backup),
+        version: 0,
+        ..backed_up
+    })
+}
+
+fn placed(
+    members: Vec<(NodeId, Member)>,
+    shard_count: ShardCount,
+    replication_factor: u8,
+) -> Result<(BTreeMap<NodeId, Member>, Placement), Error> {
     if ![1, 3, 5].contains(&replication_factor) {
         return Err(invalid("replication_factor", "use 1, 3 or 5 replicas"));
     }
@@ -44,30 +100,18 @@ pub(super) fn meta(
     }
     let factor = usize::from(replication_factor);
     let placement = placement::plan(shard_count, factor, &members, &BTreeMap::new());
-    let policies = POLICIES.iter().map(|(name, permissions)| {
-        let permissions: BTreeSet<_> = permissions.iter().copied().collect();
-        let policy = Policy { primary: key(random), secondary: key(random), permissions };
-        ((*name).to_owned(), policy)
-    });
-    let policies = policies.collect();
-    let cluster_id = format!("{:016x}{:016x}", random.next_u64(), random.next_u64());
-    // Who cannot do what this node can may not found a cluster with it: it ends and says so.
+    Ok((members, placement))
+}
+
+/// Who cannot do what this node can may not found a cluster with it: it ends and says so.
+fn levels(members: &BTreeMap<NodeId, Member>) -> Levels {
     let active = level::supported();
     let supported = members.keys().map(|node| (*node, active)).collect();
-    let levels = Levels { active, is_held: false, supported };
-    Ok(Meta {
-        cluster_id,
-        name: String::new(),
-        shard_count,
-        replication_factor,
-        members,
-        placement,
-        policies,
-        authorities: Authorities::new(),
-        membership: Membership::default(),
-        levels,
-        version: 0,
-    })
+    Levels { active, is_held: false, supported }
+}
+
+fn cluster_id(random: &mut impl RngCore) -> String {
+    format!("{:016x}{:016x}", random.next_u64(), random.next_u64())
 }
 
 fn key(random: &mut impl RngCore) -> Key {
@@ -82,8 +126,6 @@ fn invalid(field: &str, problem: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use drover_core::ids::NodeId;
-    use drover_core::meta::Member;
     use rand::SeedableRng;
 
     use super::*;

@@ -20,6 +20,7 @@ mod addresses;
 mod admission;
 mod announce;
 mod balance;
+pub mod backups;
 mod calls;
 pub mod clock;
 pub mod cluster;

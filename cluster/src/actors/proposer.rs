@@ -206,6 +206,7 @@ impl Proposer {
             Err(
                 Error::Stopped { .. }
                 | Error::NotChanged { .. }
+                | Error::Interrupted { .. }
                 | Error::Refused(_)
                 | Error::Storage(_),
             ) => Failure::Unknown,

@@ -101,7 +101,7 @@ impl Router {
         self.target_of(GroupId::Shard(shard), 0)
     }
 
-    fn target_of(&self, group: GroupId, attempt: u32) -> Target {
+    pub(super) fn target_of(&self, group: GroupId, attempt: u32) -> Target {
         if let Some(group) = self.groups.get(group) {
             let leadership = *group.leadership().borrow();
             match leadership.leader {
@@ -325,9 +325,9 @@ pub(super) fn failure_of(error: crate::raft::Error) -> Failure {
         crate::raft::Error::NotLeader { leader } => Failure::NotLeader { leader },
         crate::raft::Error::Unknown | crate::raft::Error::Timeout => Failure::Unknown,
         crate::raft::Error::Refused(refusal) => Failure::RefusedByMeta(refusal),
-        crate::raft::Error::Stopped { problem } | crate::raft::Error::NotChanged { problem } => {
-            Failure::GroupStopped { problem }
-        }
+        crate::raft::Error::Stopped { problem }
+        | crate::raft::Error::NotChanged { problem }
+        | crate::raft::Error::Interrupted { problem } => Failure::GroupStopped { problem },
         crate::raft::Error::Storage(error) => Failure::GroupStopped { problem: error.to_string() },
     }
 }

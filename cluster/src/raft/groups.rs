@@ -339,9 +339,11 @@ impl Groups {
                 continue;
             }
             self.start_group(id, replica.incarnation()).await?;
-            // Who joins a group that has a leader, or had one, must not found it again.
+            // Who joins a group that has a leader, or had one, must not found it again. One that is restored is founded by the
+            // replica that its records are brought to.
             let arrives = meta.membership.moves.get(&shard).is_some_and(|m| m.to == node);
-            if let Some(group) = self.get(id).filter(|_| !arrives) {
+            let founds = !arrives && meta.restoring.is_none();
+            if let Some(group) = self.get(id).filter(|_| founds) {
                 let voters = founders(meta, shard);
                 self.spawn(bootstrap::run(self.clone(), group, voters));
             }
@@ -492,7 +494,7 @@ impl Groups {
 }
 
 /// Who is to found the group of a shard: its replicas as they are placed.
-fn founders(meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerNode> {
+pub(super) fn founders(meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerNode> {
     let placed = meta.placement.get(&shard).into_iter().flatten();
     let founder = |node: &NodeId| {
         let member = meta.members.get(node);

@@ -5,6 +5,7 @@ mod bootstrap;
 mod chunk;
 #[cfg(test)]
 mod conformance;
+pub mod copy;
 mod election;
 mod frames;
 pub(crate) mod grid;
@@ -85,6 +86,9 @@ pub enum Error {
     /// The group's voters are as they were.
     #[error("the members of the group were not changed: {problem}")]
     NotChanged { problem: String },
+    /// Records of a group were not copied, or not all of them.
+    #[error("copying the group was interrupted: {problem}")]
+    Interrupted { problem: String },
     /// The meta group refused the change.
     #[error(transparent)]
     Refused(MetaRefusal),

@@ -304,6 +304,11 @@ impl Peers {
         self.shared.hello(to)
     }
 
+    /// What this node's own replicas are reached by.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Asks a node and waits for the answer, at the most until the deadline.
     async fn call(
         &self,
@@ -459,6 +464,11 @@ impl Shared {
     pub(super) fn replica(&self, group: GroupId, incarnation: u32) -> Option<Replica> {
         let groups = self.groups.lock().expect("nobody panics with it in hand");
         groups.get(&group).filter(|run| u32::from(run.id.incarnation()) == incarnation).cloned()
+    }
+
+    /// The replica of a group that runs here, whichever it is.
+    pub(super) fn running(&self, group: GroupId) -> Option<Replica> {
+        self.groups.lock().expect("nobody panics with it in hand").get(&group).cloned()
     }
 
     /// A peer that has refused this node because it is no member knows better than this node, which nobody tells any more.

@@ -1,5 +1,6 @@
 //! How far a group has applied: one record, written together with what was applied.
 
+use bytes::Bytes;
 use drover_core::ids::GroupId;
 use drover_proto::record;
 use prost::Message as _;
@@ -8,7 +9,7 @@ use super::types::{
     LogId, StoredMembership, log_id_from_record, log_id_to_record, membership_from_record,
     membership_to_record,
 };
-use crate::storage::{Error, Storage, Table, Write, keys, state};
+use crate::storage::{Error, Record, Storage, Table, Write, keys, state};
 
 /// The last applied entry and the last membership that was among the applied ones.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,17 @@ pub(super) struct Position {
 impl Position {
     pub(super) fn load(storage: &dyn Storage, group: GroupId) -> Result<Self, Error> {
         let Some(bytes) = state::applied(storage, group)? else { return Ok(Self::default()) };
+        Self::decode(group, bytes)
+    }
+
+    /// Of the records of `Table::Group`; where nothing was applied there is none.
+    pub(super) fn find(group: GroupId, records: &[Record]) -> Result<Self, Error> {
+        let key = keys::applied(group);
+        let found = records.iter().find(|(found, _)| *found == key);
+        found.map_or(Ok(Self::default()), |(_, value)| Self::decode(group, value.clone()))
+    }
+
+    fn decode(group: GroupId, bytes: Bytes) -> Result<Self, Error> {
         let corrupt = |problem: String| Error::Corrupt {
             what: format!("how far {group} has applied cannot be decoded: {problem}"),
         };
@@ -34,12 +46,15 @@ impl Position {
     }
 
     pub(super) fn write(&self, group: GroupId) -> Write {
+        Write::Put { table: Table::Group, key: keys::applied(group), value: self.encode() }
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
         let applied = record::Applied {
             last: self.last.as_ref().map(log_id_to_record),
             membership_at: self.membership.log_id().as_ref().map(log_id_to_record),
             membership: Some(membership_to_record(self.membership.membership())),
         };
-        let value = applied.encode_to_vec().into();
-        Write::Put { table: Table::Group, key: keys::applied(group), value }
+        applied.encode_to_vec().into()
     }
 }

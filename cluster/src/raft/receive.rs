@@ -11,7 +11,8 @@ use drover_proto::cluster::snapshot_part::Part;
 use drover_proto::cluster::{
     SnapshotChunk, SnapshotEnd, SnapshotHeader, SnapshotInstalled, SnapshotPart,
 };
-use tonic::{Status, Streaming};
+use futures::{Stream, StreamExt};
+use tonic::Status;
 
 use super::messages as wire;
 use super::peers::Shared;
@@ -24,8 +25,13 @@ use crate::storage::{Chunk, Table};
 /// A sender that is silent for this long has stopped.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A snapshot as it comes, from a peer or from this node.
+pub(super) trait Parts: Stream<Item = Result<SnapshotPart, Status>> + Unpin {}
+
+impl<S: Stream<Item = Result<SnapshotPart, Status>> + Unpin> Parts for S {}
+
 /// The first part of a snapshot says what it is.
-pub(super) async fn header(parts: &mut Streaming<SnapshotPart>) -> Result<SnapshotHeader, Status> {
+pub(super) async fn header(parts: &mut impl Parts) -> Result<SnapshotHeader, Status> {
     match next(parts).await? {
         Part::Header(header) => Ok(header),
         Part::Chunk(_) | Part::End(_) => Err(Status::invalid_argument("no header")),
@@ -36,7 +42,7 @@ pub(super) async fn header(parts: &mut Streaming<SnapshotPart>) -> Result<Snapsh
 pub(super) async fn install(
     shared: &Arc<Shared>,
     header: SnapshotHeader,
-    mut parts: Streaming<SnapshotPart>,
+    mut parts: impl Parts,
 ) -> Result<SnapshotInstalled, Status> {
     let group = GroupId::from_number(header.group)
         .ok_or_else(|| Status::invalid_argument("there is no such group"))?;
@@ -72,16 +78,17 @@ pub(super) async fn install(
     Ok(SnapshotInstalled { vote: Some(vote_to_record(&installed.vote)) })
 }
 
-async fn next(parts: &mut Streaming<SnapshotPart>) -> Result<Part, Status> {
-    tokio::time::timeout(PART_TIMEOUT, parts.message())
+pub(super) async fn next(parts: &mut impl Parts) -> Result<Part, Status> {
+    tokio::time::timeout(PART_TIMEOUT, parts.next())
         .await
-        .map_err(|_| Status::deadline_exceeded("the sender went silent"))??
+        .map_err(|_| Status::deadline_exceeded("the sender went silent"))?
+        .transpose()?
         .and_then(|part| part.part)
         .ok_or_else(|| Status::aborted("the snapshot has no end"))
 }
 
 /// Records that lie outside the group would overwrite those of another one.
-fn chunk(group: GroupId, part: SnapshotChunk) -> Result<Chunk, Status> {
+pub(super) fn chunk(group: GroupId, part: SnapshotChunk) -> Result<Chunk, Status> {
     let table = table_from_number(part.table)
         .filter(|table| Table::APPLIED.contains(table))
         .ok_or_else(|| Status::invalid_argument("a table that is not part of snapshots"))?;
@@ -95,7 +102,7 @@ fn chunk(group: GroupId, part: SnapshotChunk) -> Result<Chunk, Status> {
     Ok(Chunk { table, records: part.keys.into_iter().zip(part.values).collect() })
 }
 
-fn verify(received: Checksum, sent: SnapshotEnd) -> Result<(), Status> {
+pub(super) fn verify(received: Checksum, sent: SnapshotEnd) -> Result<(), Status> {
     let sent = Checksum { records: sent.records, crc32: sent.crc32 };
     if received == sent {
         return Ok(());

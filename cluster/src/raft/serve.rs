@@ -12,7 +12,9 @@ use drover_core::level::{self, FeatureLevel};
 use drover_proto::cluster::envelope::Body;
 use drover_proto::cluster::failure::Kind;
 use drover_proto::cluster::peer_server::{Peer, PeerServer};
-use drover_proto::cluster::{Envelope, Failure, Frame, Hello, SnapshotInstalled, SnapshotPart};
+use drover_proto::cluster::{
+    Envelope, Failure, Frame, GroupRead, Hello, SnapshotInstalled, SnapshotPart,
+};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
@@ -24,7 +26,7 @@ use super::link::{FORMAT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, WINDOW_BYTES}
 use super::messages as wire;
 use super::network::ProvenPeer;
 use super::peers::{Incoming, Shared};
-use super::receive;
+use super::{copy, receive};
 use crate::metrics;
 
 /// Requests of one peer that are being carried out. Its next frame is not read while there are more.
@@ -60,6 +62,7 @@ struct Service {
 #[tonic::async_trait]
 impl Peer for Service {
     type ExchangeStream = BoxStream<'static, Result<Frame, Status>>;
+    type ReadGroupStream = BoxStream<'static, Result<SnapshotPart, Status>>;
 
     async fn exchange(
         &self,
@@ -84,6 +87,18 @@ impl Peer for Service {
         let mut header = receive::header(&mut parts).await?;
         self.greet(proven, header.hello.take())?;
         receive::install(&self.shared, header, parts).await.map(Response::new)
+    }
+
+    async fn read_group(
+        &self,
+        request: Request<GroupRead>,
+    ) -> Result<Response<Self::ReadGroupStream>, Status> {
+        let proven = proven(&request);
+        let GroupRead { hello, group } = request.into_inner();
+        self.greet(proven, hello)?;
+        let group = GroupId::from_number(group)
+            .ok_or_else(|| Status::invalid_argument("there is no such group"))?;
+        copy::read(&self.shared, group).await.map(Response::new)
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 
 use drover_core::ids::GroupId;
 use drover_core::mutants::{Mutation, is_planted};
+use futures::stream::{self, Stream};
 use tokio::sync::mpsc;
 
 use crate::storage::{Chunk, Error, Import, Storage, Table};
@@ -53,6 +54,14 @@ impl fmt::Debug for SnapshotData {
 #[derive(Debug)]
 pub struct Outgoing {
     pub chunks: mpsc::Receiver<Result<Chunk, Error>>,
+}
+
+impl Outgoing {
+    pub(super) fn into_stream(
+        mut self,
+    ) -> impl Stream<Item = Result<Chunk, Error>> + Send + Unpin + 'static {
+        stream::poll_fn(move |context| self.chunks.poll_recv(context))
+    }
 }
 
 /// Being received. Nothing of it is visible until Raft installs it.

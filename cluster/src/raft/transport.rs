@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use super::link::Call;
 use super::messages as wire;
 use super::peers::{CallError, Peers, unexpected};
-use super::snapshot::{Checksum, Outgoing, SnapshotData, table_number};
+use super::snapshot::{Checksum, SnapshotData, table_number};
 use super::types::{
     Invalid, LogId, PeerNode, Snapshot, SnapshotMeta, StorageError, TypeConfig, Vote,
     log_id_to_record, membership_to_record, vote_from_record, vote_to_record,
@@ -244,7 +244,8 @@ impl Remote {
             ..header(*group, &vote, &snapshot.meta)
         };
         let failure = Failure::default();
-        let answer = client.install_snapshot(parts(header, outgoing, failure.clone())).await;
+        let chunks = outgoing.into_stream();
+        let answer = client.install_snapshot(parts(header, chunks, failure.clone())).await;
         if let Some(error) = failure.take() {
             return Err(StreamingError::StorageError(StorageError::read_snapshot(
                 None,
@@ -432,19 +433,19 @@ fn stream_result(
 
 /// What broke while a snapshot was read. Set by the stream of parts, looked at when the call is over.
 #[derive(Clone, Default)]
-struct Failure(Arc<Mutex<Option<storage::Error>>>);
+pub(super) struct Failure(Arc<Mutex<Option<storage::Error>>>);
 
 impl Failure {
     fn set(&self, error: storage::Error) {
         *self.0.lock().expect("nobody panics with it in hand") = Some(error);
     }
 
-    fn take(&self) -> Option<storage::Error> {
+    pub(super) fn take(&self) -> Option<storage::Error> {
         self.0.lock().expect("nobody panics with it in hand").take()
     }
 }
 
-fn header(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> SnapshotHeader {
+pub(super) fn header(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> SnapshotHeader {
     SnapshotHeader {
         hello: None,
         incarnation: 0,
@@ -473,23 +474,23 @@ impl Pace {
 }
 
 /// A snapshot as it is sent. It has no end if reading it failed: nobody installs it then.
-fn parts(
+pub(super) fn parts(
     header: SnapshotHeader,
-    outgoing: Outgoing,
+    chunks: impl Stream<Item = Result<storage::Chunk, storage::Error>> + Send + Unpin + 'static,
     failure: Failure,
 ) -> impl Stream<Item = SnapshotPart> + Send + 'static {
     let header = SnapshotPart { part: Some(Part::Header(header)) };
-    let state = Some((outgoing, Checksum::default(), Pace { free: Instant::now() }));
+    let state = Some((chunks, Checksum::default(), Pace { free: Instant::now() }));
     let rest = stream::unfold((state, failure), |(state, failure)| async move {
-        let (mut outgoing, mut checksum, mut pace) = state?;
-        let (part, state) = match outgoing.chunks.recv().await {
+        let (mut chunks, mut checksum, mut pace) = state?;
+        let (part, state) = match chunks.next().await {
             Some(Ok(chunk)) => {
                 checksum.add(&chunk);
                 pace.wait_for(&chunk).await;
                 let table = u32::from(table_number(chunk.table));
                 let (keys, values) = chunk.records.into_iter().unzip();
                 let chunk = SnapshotChunk { table, keys, values };
-                (Part::Chunk(chunk), Some((outgoing, checksum, pace)))
+                (Part::Chunk(chunk), Some((chunks, checksum, pace)))
             }
             Some(Err(error)) => {
                 failure.set(error);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use drover_core::device::Key;
 use drover_proto::admin::authorities_client::AuthoritiesClient;
+use drover_proto::admin::backups_client::BackupsClient;
 use drover_proto::admin::cluster_client::ClusterClient;
 use drover_proto::admin::commands_client::CommandsClient;
 use drover_proto::admin::devices_client::DevicesClient;
@@ -162,6 +163,12 @@ impl Client {
     pub(crate) fn members(&self) -> MembersClient<Authorized> {
         let (channel, credential) = (self.channel.clone(), self.credential.clone());
         MembersClient::with_interceptor(channel, credential)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    pub(crate) fn backups(&self) -> BackupsClient<Authorized> {
+        let (channel, credential) = (self.channel.clone(), self.credential.clone());
+        BackupsClient::with_interceptor(channel, credential)
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

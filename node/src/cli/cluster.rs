@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::client::{Client, HubArguments};
 use super::output::{Form, Output, Table, counted, printable};
 use super::zones::Zones;
-use super::{Failure, files, json as values, members, policies, upgrade};
+use super::{Failure, backup, files, json as values, members, policies, upgrade};
 
 /// Often enough to see something move, seldom enough to cost nothing.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -50,6 +50,9 @@ pub(super) enum Command {
     /// Show, pause or take back what moves between nodes.
     #[command(subcommand)]
     Moves(members::Moves),
+    /// Copy the cluster to a folder or a bucket, check a copy, make a new cluster of one.
+    #[command(subcommand)]
+    Backup(backup::Command),
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +76,13 @@ pub(super) struct Init {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct MemberArgument(Member);
+pub(super) struct MemberArgument(Member);
+
+impl MemberArgument {
+    pub(super) fn member(self) -> Member {
+        self.0
+    }
+}
 
 impl FromStr for MemberArgument {
     type Err = String;
@@ -111,6 +120,7 @@ pub(super) async fn call(
         Command::Remove(node) => members::remove(node, connection, out).await,
         Command::Rebuild(replica) => members::rebuild(replica, connection, out).await,
         Command::Moves(command) => members::moves(command, connection, out).await,
+        Command::Backup(command) => backup::call(command, connection, out).await,
     }
 }
 
@@ -122,7 +132,7 @@ async fn init(
     let token = files::read_text(&arguments.token_file.to_string_lossy())?;
     let client = connection.bootstrap_client(token.trim())?;
     let request = InitializeRequest {
-        members: arguments.members.into_iter().map(|member| member.0).collect(),
+        members: arguments.members.into_iter().map(MemberArgument::member).collect(),
         shard_count: arguments.shards,
         replication_factor: arguments.replicas,
     };

@@ -4,6 +4,7 @@
 //! with `Ok` or a [`Failure`], whose exit code scripts can tell apart (`docs/operations.md` lists them).
 
 mod authorities;
+mod backup;
 mod bulk;
 mod client;
 mod cluster;
@@ -139,6 +140,9 @@ mod tests {
             "drover commands purge pump",
             "drover commands history pump 7",
             "drover commands feedback --group billing --commit --follow",
+            "drover cluster backup create s3://bucket/hub/monday",
+            "drover cluster backup verify backups/monday --json",
+            "drover cluster backup restore file:///backups/monday --member 1=a:1,b:2 --token-file t",
             "drover methods invoke pump reboot",
             "drover methods invoke pump reboot {\"in\":5} --connect-timeout 10s --response-timeout 1m",
             "drover cursors seek billing --shard 3 --next-offset 0",

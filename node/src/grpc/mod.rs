@@ -6,6 +6,7 @@
 
 mod auth;
 mod authorities;
+mod backups;
 mod cluster;
 mod commands;
 pub(crate) mod convert;
@@ -29,6 +30,7 @@ use drover_cluster::core::ids::ShardCount;
 use drover_cluster::{Cluster, Error};
 use drover_proto::admin;
 use drover_proto::admin::authorities_server::AuthoritiesServer;
+use drover_proto::admin::backups_server::BackupsServer;
 use drover_proto::admin::cluster_server::ClusterServer;
 use drover_proto::admin::commands_server::CommandsServer;
 use drover_proto::admin::devices_server::DevicesServer;
@@ -139,6 +141,7 @@ fn routes(
     let twins = twins::TwinsService { cluster: cluster.clone() };
     let commands = commands::CommandsService { cluster: cluster.clone(), readers: readers.clone() };
     let methods = methods::MethodsService { cluster: cluster.clone() };
+    let backups = backups::BackupsService { cluster: cluster.clone(), readers: readers.clone() };
     let messages = messages::MessagesService { cluster: cluster.clone(), bus, readers };
     let authorities = authorities::AuthoritiesService { cluster: cluster.clone() };
     let members =
@@ -155,6 +158,7 @@ fn routes(
         .add_service(AuthoritiesServer::new(authorities).max_decoding_message_size(bytes_max))
         .add_service(MethodsServer::new(methods).max_decoding_message_size(bytes_max))
         .add_service(MembersServer::new(members).max_decoding_message_size(bytes_max))
+        .add_service(BackupsServer::new(backups).max_decoding_message_size(bytes_max))
         .add_service(ClusterServer::new(cluster).max_decoding_message_size(bytes_max))
 }
 
@@ -183,6 +187,7 @@ async fn watch_health(cluster: Cluster, reporter: HealthReporter) {
         "drover.admin.v1.Methods",
         "drover.admin.v1.Cluster",
         "drover.admin.v1.Members",
+        "drover.admin.v1.Backups",
     ];
     loop {
         let status = match cluster.ready() {

@@ -80,6 +80,12 @@ const RULES: &[(&str, Rule)] = &[
     ("/drover.admin.v1.Cluster/ListPolicies", Rule::PolicyOrBootstrap(&[ClusterAdmin])),
     ("/drover.admin.v1.Cluster/PutPolicy", ADMIN),
     ("/drover.admin.v1.Cluster/DeletePolicy", ADMIN),
+    // Whoever has a copy has every key that is in it.
+    ("/drover.admin.v1.Backups/CopyGroup", ADMIN),
+    // They make a cluster, as Initialize does, and refuse once it is made.
+    ("/drover.admin.v1.Backups/BeginRestore", Rule::Bootstrap),
+    ("/drover.admin.v1.Backups/RestoreShard", Rule::Bootstrap),
+    ("/drover.admin.v1.Backups/EndRestore", Rule::Bootstrap),
     ("/drover.admin.v1.Members/CreateJoinToken", ADMIN),
     ("/drover.admin.v1.Members/Join", Rule::JoinToken),
     ("/drover.admin.v1.Members/DrainNode", ADMIN),

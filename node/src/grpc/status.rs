@@ -95,6 +95,8 @@ fn meaning(error: &Error) -> Meaning {
         Error::Restarted { .. } => Meaning::again(Code::Unavailable, "DEVICE_ACTOR_RESTARTED", 100),
         Error::DiskFull { .. } => Meaning::again(Code::ResourceExhausted, "DISK_FULL", 30_000),
         Error::NotInitialized => Meaning::of(Code::FailedPrecondition, "NOT_INITIALIZED"),
+        Error::Restoring => Meaning::again(Code::Unavailable, "RESTORING", 1_000),
+        Error::NotRestored { .. } => Meaning::of(Code::FailedPrecondition, "NOT_RESTORED"),
         Error::Stopping => Meaning::again(Code::Unavailable, "NODE_STOPPING", 0),
         Error::GroupStopped { .. } => Meaning::again(Code::Unavailable, "GROUP_STOPPED", 1_000),
     }

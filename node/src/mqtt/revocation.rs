@@ -58,6 +58,7 @@ mod tests {
             authorities: BTreeMap::new(),
             membership: Membership::default(),
             levels: Levels::default(),
+            restoring: None,
             version: 1,
         })
     }

@@ -37,6 +37,8 @@ pub fn open_error(error: &Error) -> OpenError {
         | Error::LeaderLost { .. }
         | Error::DiskFull { .. }
         | Error::NotInitialized
+        | Error::Restoring
+        | Error::NotRestored { .. }
         | Error::Stopping
         | Error::GroupStopped { .. } => OpenError::Unavailable,
     }
@@ -64,9 +66,11 @@ pub fn remedy(error: &Error) -> Remedy {
         }
         // The client sends again what has no PUBACK.
         Error::Timeout | Error::LeaderLost { .. } => Remedy::Close(CloseReason::UnknownOutcome),
-        Error::NoLeader { .. } | Error::NotInitialized | Error::GroupStopped { .. } => {
-            Remedy::Close(CloseReason::Unavailable)
-        }
+        Error::NoLeader { .. }
+        | Error::NotInitialized
+        | Error::Restoring
+        | Error::NotRestored { .. }
+        | Error::GroupStopped { .. } => Remedy::Close(CloseReason::Unavailable),
         Error::Stopping => Remedy::Close(CloseReason::Stopping),
     }
 }
@@ -127,6 +131,8 @@ pub fn twin_status(error: &Error) -> TwinStatus {
         | Error::LeaderLost { .. }
         | Error::DiskFull { .. }
         | Error::NotInitialized
+        | Error::Restoring
+        | Error::NotRestored { .. }
         | Error::Stopping
         | Error::GroupStopped { .. } => UNAVAILABLE,
     }

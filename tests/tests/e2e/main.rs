@@ -1,6 +1,7 @@
 //! Whole processes, real sockets, SIGKILL. One binary; few tests, each worth its seconds.
 
 mod api;
+mod backup;
 mod bad_input;
 mod certificates;
 mod cli;

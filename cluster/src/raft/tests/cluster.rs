@@ -227,6 +227,7 @@ impl Cluster {
             authorities: BTreeMap::new(),
             membership: Membership::default(),
             levels: Levels::default(),
+            restoring: None,
             version: 0,
         }
     }

@@ -39,6 +39,7 @@ pub fn meta_entry_to_bytes(entry: &MetaEntry) -> Bytes {
         MetaChange::Membership(change) => Kind::Members(membership::change_to_record(change)),
         MetaChange::Level(change) => Kind::Level(levels::change_to_record(*change)),
         MetaChange::Rename { name } => Kind::Rename(name.clone()),
+        MetaChange::EndRestore => Kind::EndRestore(true),
         MetaChange::Place { expected_version, placement } => Kind::Place(record::PlaceShards {
             expected_version: *expected_version,
             placements: placement_to_record(placement),
@@ -67,6 +68,7 @@ pub fn meta_entry_from_bytes(bytes: Bytes) -> Result<MetaEntry, Invalid> {
         Kind::Members(change) => MetaChange::Membership(membership::change_from_record(change)?),
         Kind::Level(change) => MetaChange::Level(levels::change_from_record(change)?),
         Kind::Rename(name) => MetaChange::Rename { name },
+        Kind::EndRestore(_) => MetaChange::EndRestore,
         Kind::PutSetting(_) => return Err(Invalid::new("meta_change.kind", "is not known")),
     };
     // Nobody proposes it while this node is a member; it is here for a node that was put back to an older build since.
@@ -92,6 +94,7 @@ fn meta_to_record(meta: &Meta) -> record::Meta {
         changing: Some(membership::to_record(&meta.membership)),
         levels: Some(levels::to_record(&meta.levels)),
         name: meta.name.clone(),
+        restoring: meta.restoring.clone(),
     }
 }
 
@@ -113,6 +116,7 @@ fn meta_from_record(meta: record::Meta) -> Result<Meta, Invalid> {
         authorities: meta.authorities.into_iter().map(authority_from_record).collect(),
         membership: membership::from_record(meta.changing.unwrap_or_default())?,
         levels: levels::from_record(meta.levels.unwrap_or_default())?,
+        restoring: meta.restoring,
         version: meta.version,
     })
 }

@@ -110,6 +110,7 @@ fn meta() -> Meta {
             is_held: true,
             supported: BTreeMap::from([(NodeId::new(1, 2), FeatureLevel::new(3))]),
         },
+        restoring: Some("b1".to_owned()),
         version: 7,
     }
 }
@@ -220,6 +221,7 @@ fn entries_of_the_meta_group_survive() {
         },
         MetaChange::PutPolicy { name: name.clone(), policy, expected_version: Some(7) },
         MetaChange::DeletePolicy { name },
+        MetaChange::EndRestore,
         MetaChange::Place { expected_version: 7, placement },
         MetaChange::Level(LevelChange::Announce { node, supports: FeatureLevel::new(3) }),
         MetaChange::Level(LevelChange::Hold(true)),

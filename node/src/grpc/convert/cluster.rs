@@ -16,14 +16,7 @@ const SHARD_COUNT_DEFAULT: u32 = 16;
 const MEMBERS_MAX: usize = 1_000;
 
 pub(crate) fn initialization(request: admin::InitializeRequest) -> Result<Initialization, Invalid> {
-    if request.members.is_empty() || request.members.len() > MEMBERS_MAX {
-        return Err(Invalid::new("members", "name the nodes that make up the cluster, 1 to 1000"));
-    }
-    let members: Vec<_> = request.members.into_iter().map(member).collect::<Result<_, _>>()?;
-    let distinct: BTreeSet<_> = members.iter().map(|(node, _)| node.number()).collect();
-    if distinct.len() != members.len() {
-        return Err(Invalid::new("members", "two members have the same number"));
-    }
+    let members = members(request.members)?;
     let shard_count = match request.shard_count {
         0 => SHARD_COUNT_DEFAULT,
         count => ShardCount::new(count)
@@ -32,6 +25,19 @@ pub(crate) fn initialization(request: admin::InitializeRequest) -> Result<Initia
     };
     let replication_factor = replication_factor(request.replication_factor, members.len())?;
     Ok(Initialization { members, shard_count, replication_factor })
+}
+
+/// The nodes that make up a new cluster.
+pub(crate) fn members(given: Vec<admin::Member>) -> Result<Vec<(NodeId, Member)>, Invalid> {
+    if given.is_empty() || given.len() > MEMBERS_MAX {
+        return Err(Invalid::new("members", "name the nodes that make up the cluster, 1 to 1000"));
+    }
+    let members: Vec<_> = given.into_iter().map(member).collect::<Result<_, _>>()?;
+    let distinct: BTreeSet<_> = members.iter().map(|(node, _)| node.number()).collect();
+    if distinct.len() != members.len() {
+        return Err(Invalid::new("members", "two members have the same number"));
+    }
+    Ok(members)
 }
 
 fn replication_factor(given: u32, members: usize) -> Result<u8, Invalid> {

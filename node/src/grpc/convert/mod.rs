@@ -4,6 +4,7 @@
 //! cannot fail.
 
 pub(crate) mod authorities;
+pub(crate) mod backups;
 pub(crate) mod cluster;
 pub(crate) mod commands;
 pub(crate) mod devices;

@@ -94,6 +94,7 @@ fn meta(authorities: impl IntoIterator<Item = (&'static str, Authority)>) -> Met
         authorities: authorities.map(|(name, authority)| (name.to_owned(), authority)).collect(),
         membership: Membership::default(),
         levels: Levels::default(),
+        restoring: None,
         version: 1,
     }
 }
