@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::observe::{self, Readiness};
 
 pub use bootstrap::BOOTSTRAP_TOKEN;
+pub(crate) use node::{node_id, open_storage};
 
 /// Why a node is not running any more, or never was.
 #[derive(Debug, thiserror::Error)]

@@ -311,6 +311,11 @@ impl Nodes {
         self.members[index].settings.push(variable(key, value));
     }
 
+    /// The configuration of a node, as it is started with.
+    pub fn config(&self, index: usize) -> PathBuf {
+        self.members[index].home.join("node.toml")
+    }
+
     /// Where a node keeps its data.
     pub fn data(&self, index: usize) -> PathBuf {
         self.members[index].home.join("data")

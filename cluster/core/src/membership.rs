@@ -154,6 +154,11 @@ pub enum MembershipChange {
         shard: ShardId,
         replica: ReplicaId,
     },
+    /// A majority is lost for good: this node goes on alone, with what it has. Made by whoever looks after the cluster, at a
+    /// node that does not run; nobody else proposes it.
+    Recover {
+        survivor: NodeId,
+    },
 }
 
 /// Why a change of the members was refused.
@@ -315,6 +320,7 @@ pub(crate) fn apply(
             Ok(())
         }
         MembershipChange::Rebuild { shard, replica } => rebuild(meta, *shard, *replica, at),
+        MembershipChange::Recover { survivor } => recover(meta, *survivor),
     }
 }
 
@@ -494,6 +500,20 @@ fn rebuild(
     Ok(())
 }
 
+/// What the others had is void wherever it is, and so is what was on its way.
+fn recover(meta: &mut Meta, survivor: NodeId) -> Result<(), MembershipRefusal> {
+    let Some(member) = meta.members.get(&survivor).cloned() else {
+        return Err(MembershipRefusal::MemberNotFound { node: survivor });
+    };
+    let lost = std::mem::replace(&mut meta.members, BTreeMap::from([(survivor, member)]));
+    meta.membership.removed.extend(lost.into_keys().filter(|node| *node != survivor));
+    meta.membership.departures.clear();
+    meta.membership.moves.clear();
+    meta.membership.retired.retain(|(_, node), _| *node == survivor);
+    meta.placement = meta.shard_count.shards().map(|shard| (shard, vec![survivor])).collect();
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -556,6 +576,31 @@ mod tests {
         let moves = vec![planned];
         change(state, MembershipChange::PlanMoves { expected_version, moves }).expect("it fits");
         (shard, of(state.as_ref()).membership.moves[&shard].id)
+    }
+
+    #[test]
+    fn a_survivor_is_all_of_the_cluster_and_no_lost_node_is_a_member_again() {
+        let mut state = Some(cluster(4));
+        begin(&mut state, 1, 4);
+        change(
+            &mut state,
+            MembershipChange::Depart { node: node(2), departure: Departure::Drained },
+        )
+        .expect("others are left");
+        let refusal = MembershipRefusal::MemberNotFound { node: node(9) };
+        let recover = |number| MembershipChange::Recover { survivor: node(number) };
+        assert_eq!(change(&mut state, recover(9)), Err(refusal));
+        change(&mut state, recover(3)).expect("it is a member");
+        let meta = of(state.as_ref());
+        assert_eq!(meta.members.keys().copied().collect::<Vec<_>>(), [node(3)]);
+        assert!(meta.placement.values().all(|placed| *placed == [node(3)]), "{:?}", meta.placement);
+        assert_eq!(meta.membership.removed, BTreeSet::from([1, 2, 4].map(node)));
+        assert!(meta.membership.moves.is_empty() && meta.membership.departures.is_empty());
+        assert_eq!(meta.replication_factor, 3, "replicas come back as nodes join");
+
+        add_token(&mut state, "t");
+        change(&mut state, joining("t", Some(1), b"one")).expect("the number is free");
+        assert!(of(state.as_ref()).members.contains_key(&NodeId::new(1, 1)), "another member");
     }
 
     #[test]

@@ -19,8 +19,8 @@
 mod addresses;
 mod admission;
 mod announce;
-mod balance;
 pub mod backups;
+mod balance;
 mod calls;
 pub mod clock;
 pub mod cluster;

@@ -30,6 +30,7 @@ pub mod peers;
 mod position;
 mod reach;
 mod receive;
+pub mod recover;
 pub mod runtime;
 mod serve;
 pub mod snapshot;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::client::{Client, HubArguments};
 use super::output::{Form, Output, Table, counted, printable};
 use super::zones::Zones;
-use super::{Failure, backup, files, json as values, members, policies, upgrade};
+use super::{Failure, backup, files, json as values, members, policies, recover, upgrade};
 
 /// Often enough to see something move, seldom enough to cost nothing.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -53,6 +53,8 @@ pub(super) enum Command {
     /// Copy the cluster to a folder or a bucket, check a copy, make a new cluster of one.
     #[command(subcommand)]
     Backup(backup::Command),
+    /// Last resort, at a stopped node: make it the whole cluster when a majority is lost for good.
+    Recover(recover::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -121,6 +123,7 @@ pub(super) async fn call(
         Command::Rebuild(replica) => members::rebuild(replica, connection, out).await,
         Command::Moves(command) => members::moves(command, connection, out).await,
         Command::Backup(command) => backup::call(command, connection, out).await,
+        Command::Recover(arguments) => recover::call(arguments, out).await,
     }
 }
 

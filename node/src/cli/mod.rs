@@ -27,6 +27,7 @@ mod node;
 mod output;
 mod policies;
 mod presence;
+mod recover;
 mod send_many;
 mod tokens;
 mod twins;
@@ -143,6 +144,7 @@ mod tests {
             "drover cluster backup create s3://bucket/hub/monday",
             "drover cluster backup verify backups/monday --json",
             "drover cluster backup restore file:///backups/monday --member 1=a:1,b:2 --token-file t",
+            "drover cluster recover --config node.toml --accept-loss id --accept-empty-shards",
             "drover methods invoke pump reboot",
             "drover methods invoke pump reboot {\"in\":5} --connect-timeout 10s --response-timeout 1m",
             "drover cursors seek billing --shard 3 --next-offset 0",

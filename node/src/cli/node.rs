@@ -111,7 +111,7 @@ fn token(given: &str) -> Result<String, Failure> {
 }
 
 /// The configuration of the member that this node is, after it has become one if it is asked to.
-async fn member(
+pub(super) async fn member(
     config: Config,
     token: Option<String>,
     number: Option<u32>,

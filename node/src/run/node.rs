@@ -185,7 +185,7 @@ fn host_names(config: &Config) -> Result<Vec<String>, Error> {
 }
 
 /// Opening replays the log: it takes its time, on a thread that may wait.
-async fn open_storage(config: &Config) -> Result<Arc<dyn Storage>, Error> {
+pub(crate) async fn open_storage(config: &Config) -> Result<Arc<dyn Storage>, Error> {
     let settings = storage::Settings {
         block_cache_bytes: config.storage.cache.bytes() as usize,
         memtable_bytes: config.storage.memtables.bytes() as usize,
@@ -211,7 +211,7 @@ fn start_peers(config: &Config, network: Arc<TlsNetwork>) -> (Peers, IncomingQue
     Peers::start(config)
 }
 
-fn node_id(config: &Config) -> NodeId {
+pub(crate) fn node_id(config: &Config) -> NodeId {
     NodeId::new(config.node.number, config.node.generation)
 }
 

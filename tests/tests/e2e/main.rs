@@ -16,6 +16,7 @@ mod methods;
 mod metrics;
 mod modules;
 mod presence;
+mod recover;
 mod sdks;
 mod takeover;
 mod telemetry;

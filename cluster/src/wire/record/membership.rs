@@ -86,6 +86,7 @@ pub(super) fn change_to_record(change: &MembershipChange) -> record::MembersChan
         }),
         MembershipChange::PauseMoves(is_paused) => Kind::PauseMoves(*is_paused),
         MembershipChange::CancelMoves => Kind::CancelMoves(true),
+        MembershipChange::Recover { survivor } => Kind::Recover(survivor.to_u64()),
         MembershipChange::Rebuild { shard, replica } => Kind::Rebuild(record::RebuiltReplica {
             shard: shard.number(),
             replica: replica.to_u64(),
@@ -125,6 +126,7 @@ pub(super) fn change_from_record(
         }
         Kind::PauseMoves(is_paused) => MembershipChange::PauseMoves(is_paused),
         Kind::CancelMoves(_) => MembershipChange::CancelMoves,
+        Kind::Recover(node) => MembershipChange::Recover { survivor: NodeId::from_u64(node) },
         Kind::Rebuild(rebuilt) => MembershipChange::Rebuild {
             shard: shard_from_record(rebuilt.shard)?,
             replica: ReplicaId::from_u64(rebuilt.replica),

@@ -185,6 +185,7 @@ fn changes_of_the_members_survive() {
         MembershipChange::PauseMoves(false),
         MembershipChange::CancelMoves,
         MembershipChange::Rebuild { shard: shard(), replica: ReplicaId::new(node, 2) },
+        MembershipChange::Recover { survivor: node },
     ] {
         let entry = MetaEntry { at: LogTime::new(9), change: MetaChange::Membership(change) };
         assert_eq!(meta_entry_from_bytes(meta_entry_to_bytes(&entry)), Ok(entry));
