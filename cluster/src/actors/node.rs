@@ -59,17 +59,22 @@ impl Shared {
         self.groups.meta().borrow().clone()
     }
 
+    /// Whether this node was a member and is none any more, as far as it was told.
+    pub(super) fn is_removed(&self) -> bool {
+        let node = self.config.node;
+        let meta = self.meta();
+        let is_removed = meta.is_some_and(|meta| meta.membership.removed.contains(&node));
+        is_removed || *self.peers.disowned().borrow()
+    }
+
     /// Why this node takes no sessions, if it is to be emptied or is no member any more.
     pub(super) fn departure(&self) -> Option<&'static str> {
-        let node = self.config.node;
-        let meta = self.groups.meta();
-        let meta = meta.borrow();
-        let membership = meta.as_ref().map(|meta| &meta.membership);
-        let is_removed = membership.is_some_and(|members| members.removed.contains(&node));
-        if is_removed || *self.peers.disowned().borrow() {
+        if self.is_removed() {
             return Some("this node was removed from the cluster: stop it, nothing needs its data");
         }
-        let departs = membership.is_some_and(|members| members.departures.contains_key(&node));
+        let node = self.config.node;
+        let departs =
+            self.meta().is_some_and(|meta| meta.membership.departures.contains_key(&node));
         departs.then_some("this node is drained: it takes no sessions")
     }
 

@@ -293,14 +293,15 @@ async fn when_grown<P>(
 /// What one answer of a device's history may carry.
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A page of the stream from this node's own replica, if it has any message there.
+/// A page of the stream from this node's own replica, if it has any message there. Who was removed does not even know any more
+/// who may read.
 pub(super) fn local_page(
     shared: &Shared,
     shard: ShardId,
     from: Offset,
     limit: PageLimit,
 ) -> Option<StreamPage> {
-    let replica = shared.router.replica(shard)?;
+    let replica = shared.router.replica(shard).filter(|_| !shared.is_removed())?;
     match stream::read(&*shared.storage, shard, from, limit) {
         Ok(page) => (!page.messages.is_empty()).then_some(page),
         // A replica that cannot read is no reason not to ask the leader.

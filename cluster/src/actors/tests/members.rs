@@ -161,7 +161,8 @@ async fn a_dead_node_is_removed_and_what_it_held_is_restored_elsewhere() {
     let refused = alive.remove(dead).await.expect_err("it is alive");
     assert_eq!(refused, Error::RefusedByMeta(MembershipRefusal::IsAlive { node: dead }.into()));
     let publishing = Publishing::start(&alive).await;
-    nodes.remove(2).cluster.stop(1_000).await;
+    let former = nodes.remove(2);
+    former.cluster.stop(1_000).await;
     until("its death is noticed", async || {
         let status = alive.status().await;
         status.is_ok_and(|status| status.nodes.iter().any(|n| n.node == dead && !n.reachable))
@@ -184,6 +185,13 @@ async fn a_dead_node_is_removed_and_what_it_held_is_restored_elsewhere() {
     .await;
     assert!(alive.meta().expect("a cluster").membership.removed.contains(&dead));
     publishing.check(&nodes).await;
+
+    let outcast = restart(former).await;
+    until("it is told when it comes back", async || outcast.cluster.shared.is_removed()).await;
+    let shard = shard(&alive, &id("pump-0"));
+    let limits = ReadLimits { messages_max: 1, bytes_max: 1 << 20, wait_ms: 0 };
+    let read = outcast.cluster.read_stream(shard, Offset::new(0), limits).await;
+    read.expect_err("what its disk has is nobody's to read any more");
 }
 
 #[tokio::test]
