@@ -1,4 +1,4 @@
-//! The wall clock, which only proposers read: apply gets the time as part of an entry.
+//! The wall clock. Proposers stamp entries with it, from which apply takes the time; edges hold it against times that clients wrote.
 
 use std::fmt;
 

@@ -28,7 +28,6 @@ use super::metrics::Meters;
 use super::opening::{OpenedSession, open};
 use super::revocation::Revocation;
 use super::session::{Now, OpenError, Outcome, Outgoing, Request, Session};
-use crate::clock;
 use crate::peer::Peer;
 
 /// How much is read at once: some 80 messages of 200 bytes.
@@ -51,6 +50,13 @@ pub(super) struct Shared {
     pub(super) attempts: Attempts,
     pub(super) meters: Meters,
     pub(super) stop: CancellationToken,
+}
+
+impl Shared {
+    /// By the node's one wall clock.
+    pub(super) fn now(&self) -> Now {
+        Now { instant: Instant::now(), unix_ms: self.cluster.now().get() }
+    }
 }
 
 /// What comes back from the cluster.
@@ -115,7 +121,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     fn new(stream: S, peer: Peer, shared: Arc<Shared>, place: OwnedSemaphorePermit) -> Self {
-        let now = now();
+        let now = shared.now();
         let session = Session::new(Arc::clone(&shared.config), now);
         let deadline = session.deadline().unwrap_or(now.instant);
         Self {
@@ -143,12 +149,12 @@ where
     /// Until the session has ended.
     async fn serve(&mut self) -> CloseReason {
         loop {
-            self.advance(now());
+            self.advance(self.shared.now());
             if let Some(reason) = self.session.closed() {
                 return reason;
             }
             let event = poll_fn(|context| self.poll_event(context)).await;
-            self.handle(event, now());
+            self.handle(event, self.shared.now());
         }
     }
 
@@ -419,7 +425,7 @@ where
         Meters::closed(reason);
         self.in_flight = None;
         let unsent = self.deliveries.take().map(calls_left).unwrap_or_default();
-        self.encode(now());
+        self.encode(self.shared.now());
         if !self.is_mute {
             let last = async {
                 poll_fn(|context| self.poll_write(context)).await?;
@@ -453,8 +459,4 @@ fn calls_left(mut deliveries: mpsc::Receiver<Box<Delivery>>) -> Vec<CallId> {
         Delivery::End(_) | Delivery::Desired { .. } | Delivery::Command(_) => None,
     })
     .collect()
-}
-
-fn now() -> Now {
-    Now { instant: Instant::now(), unix_ms: clock::unix_ms() }
 }

@@ -4,7 +4,7 @@
 //! connections until it ends. There are no queues for places: whoever finds none is turned away at once and tries again,
 //! perhaps at another node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +100,18 @@ impl Server {
         };
         self.shared.meters.accepted.increment(1);
         Some(Places { connection, half_open })
+    }
+
+    /// Carries a connection over any stream of bytes to its end, without TLS; turns it away if no place is free. For sockets
+    /// that are not the system's.
+    pub async fn serve_one(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        address: IpAddr,
+    ) {
+        if let Some(places) = self.take_places() {
+            self.serve_stream(stream, Peer::without_tls(address), places).await;
+        }
     }
 
     /// Carries a connection whose bytes somebody else has brought to this point, to its end.

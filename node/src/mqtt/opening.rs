@@ -14,7 +14,6 @@ use super::login::Login;
 use super::revocation::{self, Revocation};
 use super::session::{OpenError, Opened};
 use super::status;
-use crate::clock;
 use crate::identity::{self, Presented, Registry};
 use crate::peer::Peer;
 
@@ -88,7 +87,7 @@ async fn attempt(
     };
     let meta = cluster.meta();
     let registry = Registry { identity: identity.as_ref(), meta: meta.as_deref(), host_names };
-    let now_s = clock::unix_ms() / 1000;
+    let now_s = cluster.now().get() / 1000;
     let presented = Presented {
         token: &login.password,
         certificates: peer.certificates.as_deref().unwrap_or_default(),
