@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub operations: Operations,
+    pub sockets: Sockets,
+    pub operator: Orders,
     pub faults: Faults,
     pub checks: Checks,
 }
@@ -89,8 +91,48 @@ counters! {
         commands_cancelled_unsent,
         commands_superseded,
         commands_expired,
-        /// Snapshots that replicas took, because the entries that they lacked were gone.
-        snapshots_taken,
+        /// Snapshots that replicas installed, because the entries that they lacked were gone.
+        snapshots_installed,
+    }
+}
+
+counters! {
+    /// What devices did that speak MQTT.
+    Sockets {
+        connections,
+        /// Messages with a PUBACK.
+        acknowledged,
+        /// With the DUP flag, because a former connection had no answer to them.
+        sent_again,
+        /// The socket was closed in the middle of a PUBLISH.
+        broken_off_in_a_packet,
+        commands_delivered,
+        /// With the DUP flag.
+        commands_marked,
+        desired_delivered,
+        /// Who published to another's topic was cut off and not acknowledged (I-27).
+        offenders_cut_off,
+    }
+}
+
+counters! {
+    /// What an operator did to the cluster meanwhile, and what came of it.
+    Orders {
+        nodes_joined,
+        /// Under the number of one that was removed.
+        nodes_replaced,
+        nodes_drained,
+        nodes_returned,
+        nodes_removed,
+        machines_lost,
+        /// Removed ones that came back with their old disks.
+        machines_revived,
+        moves_halted,
+        /// Replicas that were given a vote in a group that existed before.
+        replicas_promoted,
+        replicas_demoted,
+        /// New replicas whose log begins with a snapshot.
+        replicas_by_snapshot,
     }
 }
 
@@ -148,6 +190,12 @@ counters! {
         leader_entries,
         /// Votes against those of their term and of their node before (I-32: election safety, monotone votes).
         votes,
+        /// Sets of voters against those before them: no two majorities without a common member (I-32, I-35).
+        configurations,
+        /// Placements in which no node has two replicas of a shard and nobody stands who was removed (I-35, I-38).
+        placements,
+        /// Nodes that were removed and still run: they serve nobody (I-35).
+        outcasts,
     }
 }
 
@@ -156,6 +204,8 @@ impl Counts {
     pub fn plus(self, other: Self) -> Self {
         Self {
             operations: self.operations.plus(other.operations),
+            sockets: self.sockets.plus(other.sockets),
+            operator: self.operator.plus(other.operator),
             faults: self.faults.plus(other.faults),
             checks: self.checks.plus(other.checks),
         }
@@ -164,8 +214,10 @@ impl Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, faults, checks } = self;
+        let Self { operations, sockets, operator, faults, checks } = self;
         writeln!(f, "  operations: {operations}")?;
+        writeln!(f, "  sockets: {sockets}")?;
+        writeln!(f, "  operator: {operator}")?;
         writeln!(f, "  faults: {faults}")?;
         write!(f, "  checks: {checks}")
     }

@@ -11,10 +11,9 @@ use super::history::History;
 use super::network::host;
 use super::node::Machine;
 use super::observe::Observer;
+use super::operator::{Operator, Order};
 use super::plan::{Fault, Plan, stream};
 
-/// A quarter of all periods has no fault: some bugs only show on an idle network.
-const QUIET: f64 = 0.25;
 /// How likely each fault of the plan is in a period.
 const LIKELY: f64 = 0.5;
 const SLOW: Duration = Duration::from_millis(250);
@@ -35,6 +34,7 @@ pub(super) struct Faults {
     draw: StdRng,
     plan: Plan,
     history: History,
+    operator: Operator,
     /// By time in milliseconds, and by when it was planned.
     due: BTreeMap<(u64, u64), Act>,
     planned: u64,
@@ -44,7 +44,13 @@ pub(super) struct Faults {
 
 impl Faults {
     /// From here on disks may fail.
-    pub(super) fn new(plan: &Plan, history: History, machines: &[Machine], now_ms: u64) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        history: History,
+        operator: Operator,
+        machines: &[Machine],
+        now_ms: u64,
+    ) -> Self {
         for machine in machines {
             machine.disk.set_behaviour(plan.disk);
         }
@@ -53,6 +59,7 @@ impl Faults {
             draw,
             plan: plan.clone(),
             history,
+            operator,
             due: BTreeMap::new(),
             planned: 0,
             down: BTreeSet::new(),
@@ -100,9 +107,14 @@ impl Faults {
                 Act::Period => self.begin_period(now_ms, sim),
             }
         }
+        match self.operator.take_outside(now_ms) {
+            Some(Order::Lose(node)) => self.crash(node, now_ms, sim, machines, observer),
+            Some(Order::Revive(node)) => self.start(node, sim),
+            Some(_) | None => {}
+        }
     }
 
-    /// No faults from now on: links are whole, disks work, every node runs.
+    /// No faults from now on: links are whole, disks work, every node runs that is not lost for good.
     pub(super) fn end(&mut self, sim: &mut Sim<'_>, machines: &[Machine]) {
         self.is_over = true;
         self.history.note("the faults are over");
@@ -110,11 +122,11 @@ impl Faults {
         for machine in machines {
             machine.disk.set_behaviour(self.plan.disk.sound());
         }
-        for node in std::mem::take(&mut self.down) {
-            self.note_start(node);
-            sim.bounce(host(node));
+        for node in self.down.clone() {
+            self.start(node, sim);
         }
         self.due.clear();
+        self.operator.wind_up();
     }
 
     fn crash(
@@ -146,7 +158,7 @@ impl Faults {
     }
 
     fn start(&mut self, node: u32, sim: &mut Sim<'_>) {
-        if self.down.remove(&node) {
+        if !self.operator.is_lost(node) && self.down.remove(&node) {
             self.note_start(node);
             sim.bounce(host(node));
         }
@@ -157,11 +169,11 @@ impl Faults {
     }
 
     fn begin_period(&mut self, now_ms: u64, sim: &mut Sim<'_>) {
-        let length_ms = self.draw.random_range(2_000..6_000);
+        let length_ms = self.draw.random_range(2_000..=self.plan.period_ms_max);
         let end_ms = now_ms + length_ms;
         self.plan_at(end_ms, Act::Restore);
         self.plan_at(end_ms, Act::Period);
-        if self.draw.random_bool(QUIET) {
+        if self.draw.random_bool(self.plan.quiet) {
             self.history.note("a quiet period");
             self.history.lock().counts.faults.quiet_periods += 1;
             return;
@@ -174,8 +186,9 @@ impl Faults {
     }
 
     fn begin(&mut self, fault: Fault, now_ms: u64, end_ms: u64, sim: &mut Sim<'_>) {
-        let node = self.draw.random_range(1..=self.plan.nodes);
-        let other = (node % self.plan.nodes) + 1;
+        let powered = self.operator.powered();
+        let place = self.draw.random_range(0..powered.len());
+        let (node, other) = (powered[place], powered[(place + 1) % powered.len()]);
         let at_ms = self.draw.random_range(now_ms..end_ms);
         self.history.note(format_args!("fault: {fault:?} of node {node}"));
         match fault {
@@ -201,12 +214,12 @@ impl Faults {
     }
 
     fn each_other(&self, node: u32, mut act: impl FnMut(u32)) {
-        (1..=self.plan.nodes).filter(|other| *other != node).for_each(&mut act);
+        (1..=self.plan.machines).filter(|other| *other != node).for_each(&mut act);
     }
 
     fn restore(&self, sim: &mut Sim<'_>) {
         sim.set_max_message_latency(self.plan.latency_max);
-        for node in 1..=self.plan.nodes {
+        for node in 1..=self.plan.machines {
             self.each_other(node, |other| {
                 if other > node {
                     sim.release(host(node), host(other));

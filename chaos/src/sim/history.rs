@@ -52,6 +52,10 @@ pub(super) enum AppendEnd {
         offset: u64,
         at: u64,
     },
+    /// As MQTT says it: without an offset.
+    Acknowledged {
+        at: u64,
+    },
     /// Nothing was done.
     Refused,
     Unknown,
@@ -211,6 +215,7 @@ impl Inner {
     pub(super) fn end_append(&mut self, begun: Begun<usize>, end: AppendEnd) {
         match end {
             AppendEnd::Stored { .. } => self.counts.operations.appends_acknowledged += 1,
+            AppendEnd::Acknowledged { .. } => self.counts.sockets.acknowledged += 1,
             AppendEnd::Refused => {}
             AppendEnd::Unknown => self.counts.operations.unknown += 1,
         }

@@ -7,6 +7,7 @@ use drover_cluster::core::ids::{DeviceId, GroupId, Offset, ShardCount, ShardId};
 use drover_cluster::storage::{self, mailbox};
 
 use super::node::Machine;
+use super::observe::Observer;
 use super::plan::Plan;
 use crate::history::commands::{Ended, Ledger, MailboxHistory};
 
@@ -36,9 +37,10 @@ impl Mailboxes {
     }
 }
 
-/// The ledger of each device, read from the disk of the first machine that has its shard: all replicas are equal.
+/// The ledger of each device, read from a machine that has its shard when all is over: all replicas are equal then.
 pub(super) fn ledgers(
     plan: &Plan,
+    observer: &Observer,
     machines: &[Machine],
     devices: &[DeviceId],
 ) -> Result<BTreeMap<String, Ledger>, storage::Error> {
@@ -65,7 +67,8 @@ pub(super) fn ledgers(
     }
     for device in devices {
         let group = GroupId::Shard(ShardId::of(device, shards));
-        for machine in machines {
+        let hosts = observer.hosts(group);
+        for machine in machines.iter().filter(|machine| hosts.contains(&machine.number)) {
             let commands = mailbox::commands(&machine.disk.open(), group, device)?;
             if !commands.loaded.is_empty() {
                 let waiting = commands.loaded.values().filter(|command| command.is_waiting());

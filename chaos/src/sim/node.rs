@@ -1,7 +1,7 @@
 //! One simulated machine: a disk that outlives its node, and the node, started again after each crash.
 //!
-//! The node is the product above storage, unchanged: cluster, actors, Raft, peers. Its clients run on the same machine
-//! and are lost with it.
+//! The node is the product above storage, unchanged: cluster, actors, Raft, peers, MQTT sessions. Its back ends run on the
+//! same machine and are lost with it, and so do some devices, which use it as a session would.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -20,13 +20,16 @@ use drover_cluster::core::stream::Retention;
 use drover_cluster::raft::peers::{Peers, PeersConfig};
 use drover_cluster::storage::simulated::SimulatedDisk;
 use drover_cluster::{Cluster, Error};
+use drover_node::mqtt;
 use rand::Rng;
 use tokio::time::sleep;
 
 use super::clock::SkewedClock;
 use super::history::{History, Phase};
-use super::network::{SimulatedNetwork, address};
+use super::network::{Directory, SimulatedNetwork, address, serve_devices};
+use super::operator::Operator;
 use super::plan::{Plan, REPLICATION_FACTOR, stream};
+use super::sockets::{self, HUB};
 use super::workload::Workload;
 use crate::promises::Violation;
 
@@ -44,6 +47,8 @@ pub(super) struct Machine {
     plan: Rc<Plan>,
     devices: Rc<Vec<DeviceId>>,
     history: History,
+    directory: Directory,
+    operator: Operator,
     lives: Rc<Cell<u64>>,
 }
 
@@ -53,23 +58,38 @@ impl Machine {
         plan: Rc<Plan>,
         devices: Rc<Vec<DeviceId>>,
         history: History,
+        directory: Directory,
+        operator: Operator,
     ) -> Self {
         let seed = stream(plan.seed, "disk", u64::from(number)).random();
         let disk = SimulatedDisk::new(seed, plan.disk.sound());
-        Self { number, disk, plan, devices, history, lives: Rc::default() }
+        Self { number, disk, plan, devices, history, directory, operator, lives: Rc::default() }
+    }
+
+    /// The node that this machine is, from the time on at which it has joined.
+    async fn joined(&self) -> NodeId {
+        loop {
+            if let Some(node) = self.directory.node(self.number) {
+                return node;
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// One life of the node, until its machine loses power.
     pub(super) async fn live(self) -> turmoil::Result {
+        let node = self.joined().await;
         let life = self.lives.replace(self.lives.get() + 1);
-        self.history.note(format_args!("node {} starts its life {life}", self.number));
-        let cluster = match self.start(life).await {
+        self.history.note(format_args!("node {} starts its life {life} as {node}", self.number));
+        let cluster = match self.start(node, life).await {
             Ok(cluster) => cluster,
             Err(error) => {
                 self.fail(error.to_string());
                 return std::future::pending().await;
             }
         };
+        let mqtt = mqtt::Config { host_names: vec![HUB.to_owned()], ..mqtt::Config::default() };
+        let devices = serve_devices(mqtt::Server::new(cluster.clone(), mqtt));
         let work = async {
             self.work(cluster.clone(), life).await;
             // A node whose clients have finished still serves those of the others.
@@ -78,6 +98,7 @@ impl Machine {
         tokio::select! {
             biased;
             problem = cluster.fatal() => self.fail(problem),
+            served = devices => served?,
             () = work => {}
         }
         // A process that has ended does nothing more; the machine is still there.
@@ -85,15 +106,16 @@ impl Machine {
         std::future::pending().await
     }
 
-    async fn start(&self, life: u64) -> Result<Cluster, Error> {
-        let node = NodeId::new(self.number, 0);
+    async fn start(&self, node: NodeId, life: u64) -> Result<Cluster, Error> {
         let mut draw = stream(self.plan.seed, "life", u64::from(self.number) << 32 | life);
-        let members = (1..=self.plan.nodes).map(|number| (NodeId::new(number, 0), address(number)));
+        // Who joins is told nothing: it is found, and then knows from the meta state.
+        let named = if self.number <= self.plan.nodes { self.plan.nodes } else { 0 };
+        let members = (1..=named).map(|number| (NodeId::new(number, 0), address(number)));
         let peers = PeersConfig {
             node,
             members: members.collect(),
             cluster_id: None,
-            network: Arc::new(SimulatedNetwork),
+            network: Arc::new(SimulatedNetwork { directory: self.directory.clone() }),
             seed: Some(draw.random()),
         };
         let (peers, incoming) = Peers::start(peers);
@@ -102,6 +124,7 @@ impl Machine {
         let mut config = Config::new(node);
         config.seed = Some(draw.random());
         config.clock = Arc::new(SkewedClock { ahead_ms: ahead });
+        config.timing = self.plan.timing;
         config.log_entries_kept = self.plan.log_entries_kept;
         config.retention = Retention { age_ms_max: None, bytes_max: None };
         config.limits.deadline = DEADLINE;
@@ -128,6 +151,10 @@ impl Machine {
         }
         while let Err(missing) = cluster.ready() {
             tracing::trace!(missing, "not ready");
+            // Who was removed never is.
+            if self.operator.is_outcast(self.number) {
+                break;
+            }
             sleep(POLL).await;
         }
         self.history.note(format_args!("node {} is ready", self.number));
@@ -144,16 +171,13 @@ impl Machine {
             plan: Rc::clone(&self.plan),
             devices: Rc::clone(&self.devices),
             history: self.history.clone(),
+            directory: self.directory.clone(),
+            operator: self.operator.clone(),
         };
         workload.run(life).await;
     }
 
     async fn initialize(&self, cluster: &Cluster) {
-        let member = |number| Member {
-            peer_address: address(number),
-            admin_address: String::new(),
-            zone: String::new(),
-        };
         let members = (1..=self.plan.nodes).map(|number| (NodeId::new(number, 0), member(number)));
         let initialization = Initialization {
             members: members.collect(),
@@ -188,18 +212,27 @@ impl Machine {
     }
 }
 
+/// What the cluster knows of a machine.
+pub(super) fn member(number: u32) -> Member {
+    let (admin_address, zone) = (String::new(), String::new());
+    Member { peer_address: address(number), admin_address, zone }
+}
+
+/// What all devices sign their tokens with.
+pub(super) const DEVICE_KEY: [u8; 32] = [1; 32];
+
 fn spec() -> DeviceSpec {
-    let key = |byte| Key::new(vec![byte; 32]).expect("32 bytes are a legal key");
+    let key = |bytes: [u8; 32]| Key::new(bytes.to_vec()).expect("32 bytes are a legal key");
     DeviceSpec {
         status: Status::Enabled,
         status_reason: None,
-        authentication: Authentication::Sas { primary: key(1), secondary: key(2) },
+        authentication: Authentication::Sas { primary: key(DEVICE_KEY), secondary: key([2; 32]) },
         tags: Object::new(),
         desired: Object::new(),
     }
 }
 
-/// Ids of devices, so many in all, of which every shard has some.
+/// Ids of devices: those that live at the nodes, of which every shard has some, and then those that speak MQTT.
 pub(super) fn devices(plan: &Plan) -> Vec<DeviceId> {
     use drover_cluster::core::ids::{ShardCount, ShardId};
     let shards = ShardCount::new(plan.shards).expect("a plan has a few shards");
@@ -217,5 +250,6 @@ pub(super) fn devices(plan: &Plan) -> Vec<DeviceId> {
             chosen.push(id);
         }
     }
+    chosen.extend(sockets::ids(plan.socket_devices));
     chosen
 }

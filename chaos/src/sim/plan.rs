@@ -2,13 +2,25 @@
 
 use std::time::Duration;
 
-use drover_cluster::core::ids::GroupId;
+use drover_cluster::raft::groups::Timing;
 use drover_cluster::storage::simulated::Behaviour;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::operator::{Order, SPARES, draw_orders};
+
 /// Simulated time with faults. Most of what breaks breaks within seconds; more seeds find more than longer runs.
 const FAULTS_MS: u64 = 25_000;
+
+/// So many runs change the members of their cluster.
+const MEMBERSHIP_CHANGES: f64 = 0.6;
+
+/// The product's timers, hasty ones and slow ones.
+const TIMINGS: [Timing; 3] = [
+    Timing { heartbeat_ms: 200, election_min_ms: 500, election_max_ms: 750 },
+    Timing { heartbeat_ms: 100, election_min_ms: 250, election_max_ms: 400 },
+    Timing { heartbeat_ms: 400, election_min_ms: 1_000, election_max_ms: 1_500 },
+];
 
 /// Longer than any run.
 const LOCK_MS_NEVER: u64 = 300_000;
@@ -20,9 +32,14 @@ pub(super) const REPLICATION_FACTOR: u8 = 3;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
+    /// Nodes that the cluster is made of. They are numbered as their machines.
     pub nodes: u32,
+    /// Machines in all: the rest joins later, or never.
+    pub machines: u32,
     pub shards: u32,
     pub devices: usize,
+    /// Devices that speak MQTT over sockets.
+    pub socket_devices: usize,
     pub faults_ms: u64,
     pub disk: Behaviour,
     pub latency_max: Duration,
@@ -35,6 +52,13 @@ pub struct Plan {
     /// How long a command stays locked for a connection that says nothing about it.
     pub lock_ms: u64,
     pub faults: Vec<Fault>,
+    /// How long a period of faults is, at the most.
+    pub period_ms_max: u64,
+    /// How many of all periods have no fault: some bugs only show on an idle network.
+    pub quiet: f64,
+    pub timing: Timing,
+    /// What an operator does meanwhile, in this order; nothing in some runs.
+    pub orders: Vec<Order>,
 }
 
 /// What a period of faults may contain.
@@ -60,14 +84,6 @@ impl Fault {
 }
 
 impl Plan {
-    /// How many replicas a group has.
-    pub fn replicas(&self, group: GroupId) -> usize {
-        match group {
-            GroupId::Meta => self.nodes as usize,
-            GroupId::Shard(_) => usize::from(REPLICATION_FACTOR),
-        }
-    }
-
     pub fn new(seed: u64) -> Self {
         let mut draw = stream(seed, "plan", 0);
         let nodes = if draw.random_bool(0.15) { 5 } else { 3 };
@@ -75,9 +91,19 @@ impl Plan {
         if !faults.contains(&Fault::Crash) && !faults.contains(&Fault::PowerCut) {
             faults.push(Fault::Crash);
         }
+        let mut operator = stream(seed, "orders", 0);
+        let changes_members = operator.random_bool(MEMBERSHIP_CHANGES);
+        let orders = if changes_members { draw_orders(&mut operator, nodes) } else { Vec::new() };
+        let mut cadence = stream(seed, "cadence", 0);
         Self {
             seed,
+            socket_devices: [0, 2, 2, 3][operator.random_range(0..4)],
             nodes,
+            machines: nodes + if orders.is_empty() { 0 } else { SPARES },
+            orders,
+            timing: TIMINGS[cadence.random_range(0..TIMINGS.len())],
+            period_ms_max: [3_000, 6_000, 10_000][cadence.random_range(0..3)],
+            quiet: [0.0, 0.25, 0.5][cadence.random_range(0..3)],
             shards: draw.random_range(2..=4),
             devices: draw.random_range(4..=8),
             faults_ms: FAULTS_MS,
@@ -122,6 +148,10 @@ mod tests {
             assert!(plans.iter().any(|plan| plan.faults.contains(&fault)), "{fault:?}");
         }
         assert!(plans.iter().any(|plan| plan.nodes == 5));
+        assert!(plans.iter().any(|plan| plan.timing == Timing::default()));
+        assert!(plans.iter().any(|plan| plan.orders.is_empty()));
+        let is_replaced = |order: &Order| matches!(order, Order::Join { replaces: Some(_), .. });
+        assert!(plans.iter().any(|plan| plan.orders.iter().any(is_replaced)));
         assert!(plans.iter().any(|plan| plan.disk.failing_syncs_per_mille > 0));
         assert!(plans.iter().any(Plan::locks_may_run_out));
         assert!(plans.iter().any(|plan| !plan.locks_may_run_out()));

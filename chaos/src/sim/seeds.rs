@@ -84,7 +84,7 @@ pub fn total(verdicts: &[Verdict]) -> Counts {
 
 /// A suite in which nothing happened proves nothing: each kind of operation, fault and check must have occurred.
 pub fn check_not_vacuous(total: &Counts) -> anyhow::Result<()> {
-    let Counts { operations, faults, checks } = total;
+    let Counts { operations, sockets, operator, faults, checks } = total;
     let Operations { appends_acknowledged, reported_acknowledged, desired_acknowledged, .. } =
         operations;
     for (what, count, least) in [
@@ -97,15 +97,15 @@ pub fn check_not_vacuous(total: &Counts) -> anyhow::Result<()> {
             "the runs prove nothing: {count} {what}, at least {least} are needed"
         );
     }
-    let never = operations.zeros().chain(faults.zeros()).chain(checks.zeros());
-    let never: Vec<_> = never.collect();
+    let never = operations.zeros().chain(sockets.zeros()).chain(operator.zeros());
+    let never: Vec<_> = never.chain(faults.zeros()).chain(checks.zeros()).collect();
     ensure!(never.is_empty(), "the runs prove nothing: there were no {}", never.join(", no "));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::counts::{Checks, Faults};
+    use super::super::counts::{Checks, Faults, Orders, Sockets};
     use super::*;
 
     #[test]
@@ -113,6 +113,8 @@ mod tests {
         let mut total = Counts::default();
         assert!(check_not_vacuous(&total).is_err());
         total.operations = Operations::all(100);
+        total.sockets = Sockets::all(100);
+        total.operator = Orders::all(100);
         total.checks = Checks::all(100);
         total.faults = Faults { writes_lost: 0, ..Faults::all(100) };
         let error = check_not_vacuous(&total).expect_err("no write was lost");

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use drover_cluster::actors::config::Commands;
 use drover_cluster::core::change::{Change, DeviceChange};
 use drover_cluster::core::document::{Object, Value};
-use drover_cluster::core::ids::{DeviceId, ShardCount, ShardId};
+use drover_cluster::core::ids::{DeviceId, SessionEpoch, ShardCount, ShardId};
 use drover_cluster::core::message::StoredMessage;
 use drover_cluster::raft::log_record;
 use drover_cluster::raft::types::{EntryPayload, Proposal};
+use drover_cluster::wire::message::Content;
 use drover_cluster::wire::record::batch_from_bytes;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ use super::node::Machine;
 use super::observe::{self, Observer};
 use super::panics;
 use super::plan::Plan;
+use super::sockets::speaks_mqtt;
 use crate::history::{DeviceHistory, StoredCopy, Transmission};
 use crate::promises::Violation;
 use crate::promises::linearizable::{Judgement, Timed, check};
@@ -66,16 +68,17 @@ pub(super) fn judge(evidence: Evidence<'_>, simulated_ms: u64) -> Verdict {
     let histories = device_histories(plan, history, devices);
     let telemetry = p1_telemetry::check(&histories, &copies(&streams));
     history.counts.operations.messages_stored = telemetry.stored;
-    history.counts.operations.snapshots_taken =
+    history.counts.operations.snapshots_installed =
         machines.iter().map(|machine| machine.disk.snapshots_imported()).sum();
     history.counts.checks.stored_messages = telemetry.stored;
     history.counts.checks.streams = streams.len() as u64;
     problems.extend(telemetry.violations);
     problems.extend(check_offsets(plan, history, &streams));
     problems.extend(check_fencing(history, &streams));
+    problems.extend(check_epochs(&streams));
     let logged = logged(plan, observer);
     problems.extend(check_twins(history, logged.as_ref()));
-    problems.extend(check_commands(plan, history, machines, devices));
+    problems.extend(check_commands(plan, history, observer, machines, devices));
     problems.extend(panics::violations());
     let subject = problems.first().map(|first| first.subject.clone());
     let recent = subject.map_or_else(Vec::new, |subject| {
@@ -127,13 +130,16 @@ fn copies(streams: &BTreeMap<u32, Vec<StoredMessage>>) -> Streams {
 }
 
 fn copy_of(stored: &StoredMessage) -> Option<StoredCopy> {
-    let text = std::str::from_utf8(&stored.message.0).ok()?;
+    let content = Content::decode(stored.message.clone()).ok()?;
+    let text = std::str::from_utf8(&content.body).ok()?;
     let mut words = text.split(' ');
     let (device, epoch) = (words.next()?, words.next()?.parse::<u32>().ok()?);
     let position = words.next()?.parse().ok()?;
     let sequence = words.next()?.parse().ok()?;
+    // No device that speaks MQTT is told its epoch: it counts its connections.
+    let is_stamped = |stamped: SessionEpoch| stamped.get() == u64::from(epoch);
     let is_its_own = stored.device.as_str() == device
-        && stored.epoch.is_some_and(|stamped| stamped.get() == u64::from(epoch));
+        && stored.epoch.is_some_and(|stamped| speaks_mqtt(device) || is_stamped(stamped));
     let copy = StoredCopy {
         offset: stored.offset.get(),
         device: device.to_owned(),
@@ -161,7 +167,7 @@ fn device_histories(plan: &Plan, history: &Inner, devices: &[DeviceId]) -> Vec<D
     }
     for append in &history.appends {
         let acked_ms = match append.end {
-            AppendEnd::Stored { at, .. } => Some(at),
+            AppendEnd::Stored { at, .. } | AppendEnd::Acknowledged { at } => Some(at),
             AppendEnd::Unknown => None,
             // What was refused was not sent: if it is there, it is a phantom.
             AppendEnd::Refused => continue,
@@ -211,11 +217,11 @@ fn check_fencing(
     history: &mut Inner,
     streams: &BTreeMap<u32, Vec<StoredMessage>>,
 ) -> Vec<Violation> {
-    let stored: BTreeSet<(String, u64)> = streams
+    let stored: BTreeSet<(String, u64, u64)> = streams
         .values()
         .flatten()
         .filter_map(copy_of)
-        .map(|copy| (copy.device, copy.sequence))
+        .map(|copy| (copy.device, u64::from(copy.connection), copy.sequence))
         .collect();
     let mut violations = Vec::new();
     let mut fences = 0;
@@ -226,7 +232,7 @@ fn check_fencing(
         fences += 1;
         let sequences = (append.first_sequence..).take(append.positions.len());
         for sequence in sequences {
-            if stored.contains(&(append.device.clone(), sequence)) {
+            if stored.contains(&(append.device.clone(), append.epoch, sequence)) {
                 let seen = format!(
                     "message {sequence} of connection {} is stored, and was sent after a newer one was connected",
                     append.epoch
@@ -236,6 +242,25 @@ fn check_fencing(
         }
     }
     history.counts.checks.fences += fences;
+    violations
+}
+
+/// A connection of a device that speaks MQTT has one epoch, and a newer one a higher (I-22).
+fn check_epochs(streams: &BTreeMap<u32, Vec<StoredMessage>>) -> Vec<Violation> {
+    let mut epochs: BTreeMap<(String, u32), u64> = BTreeMap::new();
+    let mut violations = Vec::new();
+    for stored in streams.values().flatten() {
+        let (Some(copy), Some(stamped)) = (copy_of(stored), stored.epoch) else { continue };
+        let (device, connection, stamped) = (copy.device, copy.connection, stamped.get());
+        let older = epochs.range((device.clone(), 0)..(device.clone(), connection)).next_back();
+        let is_older_higher = older.is_some_and(|(_, epoch)| *epoch >= stamped);
+        let known = *epochs.entry((device.clone(), connection)).or_insert(stamped);
+        if is_older_higher || known != stamped {
+            let seen =
+                format!("connection {connection} has the epoch {stamped}, which is another's");
+            violations.push(Violation::new("I-22 one epoch a connection", device, seen));
+        }
+    }
     violations
 }
 
@@ -287,10 +312,11 @@ fn written(change: Change) -> Option<(String, Section, u64)> {
 fn check_commands(
     plan: &Plan,
     history: &mut Inner,
+    observer: &Observer,
     machines: &[Machine],
     devices: &[DeviceId],
 ) -> Vec<Violation> {
-    let ledgers = match mailboxes::ledgers(plan, machines, devices) {
+    let ledgers = match mailboxes::ledgers(plan, observer, machines, devices) {
         Ok(ledgers) => ledgers,
         Err(error) => {
             return vec![Violation::new("I-34 readable", "the mailboxes", error.to_string())];

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::ids::{GroupId, LogTime, NodeId, ReplicaId, ShardId};
 use crate::level::FeatureLevel;
 use crate::meta::{Member, Meta};
+use crate::mutants::{Mutation, is_planted};
 
 /// The largest cluster: each node keeps a connection to every other, and all of them follow the meta group.
 pub const MEMBERS_MAX: usize = 1_000;
@@ -387,6 +388,7 @@ fn free_id(meta: &Meta, number: Option<u32>) -> Result<NodeId, MembershipRefusal
     let generations = removed.iter().filter(|node| node.number() == number);
     match generations.map(|node| node.generation()).max() {
         None => Ok(NodeId::new(number, 0)),
+        Some(last) if is_planted(Mutation::NodeIdReused) => Ok(NodeId::new(number, last)),
         Some(last) => last.checked_add(1).map(|next| NodeId::new(number, next)).ok_or(taken),
     }
 }

@@ -34,10 +34,16 @@ pub enum Mutation {
     HashOrder,
     /// A snapshot leaves the mailboxes out (P3).
     SnapshotWithoutMailbox,
+    /// A connection is told its epoch by a leader that has it in its memory only (P4).
+    EpochInMemory,
+    /// A node that joins in the place of one that was removed gets its id (I-35).
+    NodeIdReused,
+    /// Who may publish to a topic is decided by how it begins (P5).
+    AccessByPrefix,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgeBeforeCommit,
         Self::NoEpochCheck,
         Self::AppliedIndexOutsideBatch,
@@ -49,6 +55,9 @@ impl Mutation {
         Self::LocalClock,
         Self::HashOrder,
         Self::SnapshotWithoutMailbox,
+        Self::EpochInMemory,
+        Self::NodeIdReused,
+        Self::AccessByPrefix,
     ];
 
     pub fn name(self) -> &'static str {
@@ -64,6 +73,9 @@ impl Mutation {
             Self::LocalClock => "local-clock",
             Self::HashOrder => "hash-order",
             Self::SnapshotWithoutMailbox => "snapshot-without-mailbox",
+            Self::EpochInMemory => "epoch-in-memory",
+            Self::NodeIdReused => "node-id-reused",
+            Self::AccessByPrefix => "access-by-prefix",
         }
     }
 }

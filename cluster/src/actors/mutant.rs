@@ -1,9 +1,10 @@
-//! The mutant that acknowledges messages before they are committed (`drover_core::mutants`): the simulation must find it.
+//! Mutants that answer before what they say is committed (`drover_core::mutants`): the simulation must find them.
 
 use drover_core::change::{Change, DeviceChange, Done};
-use drover_core::ids::Offset;
+use drover_core::ids::{GroupId, Offset};
 
 use super::proposer::Proposal;
+use crate::storage::{Storage, state};
 use crate::wire::request::{Answer, decode_change};
 
 /// Answers messages with the offsets that they would get if all went well; `next` is where the stream ends by now.
@@ -15,6 +16,22 @@ pub(super) fn acknowledge_early(proposals: &mut [Proposal], mut next: Offset) {
             let answer = Answer::Done(Done::Appended { first: next, count });
             proposal.reply.answer_early(Ok(answer));
             next = next.plus(count);
+        }
+    }
+}
+
+/// Tells connections the epochs that they would get if all went well, as a leader could that keeps epochs in its memory.
+pub(super) fn connect_early(proposals: &mut [Proposal], storage: &dyn Storage, group: GroupId) {
+    for proposal in proposals {
+        let Ok(Change::Device(id, DeviceChange::Connect { .. })) = decode_change(&proposal.change)
+        else {
+            continue;
+        };
+        if let Ok(Some(device)) = state::device(storage, group, &id) {
+            let (epoch, subscriptions) =
+                (device.presence.epoch.next(), device.presence.subscriptions);
+            let done = Done::Connected { epoch, session_present: true, subscriptions };
+            proposal.reply.answer_early(Ok(Answer::Done(done)));
         }
     }
 }

@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::clock::Clock;
 use super::config::Limits;
-use super::mutant::acknowledge_early;
+use super::mutant::{acknowledge_early, connect_early};
 use super::pace::Pace;
 use super::reply::{Proposed, Waiting};
 use super::shard::ShardMsg;
@@ -141,6 +141,9 @@ impl Proposer {
         let entry = encode_batch(at, proposals.iter().map(|proposal| &proposal.change));
         if is_planted(Mutation::AcknowledgeBeforeCommit) {
             acknowledge_early(&mut proposals, *self.group.stream_end().borrow());
+        }
+        if is_planted(Mutation::EpochInMemory) {
+            connect_early(&mut proposals, &*self.storage, self.group.id());
         }
         metrics::entry_proposed(proposals.len(), entry.len());
         let mut callers = Callers {

@@ -7,6 +7,7 @@
 use drover_core::device::Channel;
 use drover_core::ids::{CallId, DeviceId, Version};
 use drover_core::method::MethodName;
+use drover_core::mutants::{Mutation, is_planted};
 
 /// The longest request id that is echoed. SDKs use UUIDs and small integers.
 const REQUEST_ID_BYTES_MAX: usize = 1024;
@@ -51,6 +52,9 @@ fn telemetry<'a>(topic: &'a str, device: &DeviceId) -> Option<Publication<'a>> {
 fn below_own<'a>(topic: &'a str, device: &DeviceId) -> Option<&'a str> {
     let (device, module) = device.names();
     let rest = topic.strip_prefix("devices/")?.strip_prefix(device)?;
+    if is_planted(Mutation::AccessByPrefix) {
+        return rest.find('/').map(|end| &rest[end..]);
+    }
     match module {
         None => Some(rest),
         Some(module) => rest.strip_prefix("/modules/")?.strip_prefix(module),

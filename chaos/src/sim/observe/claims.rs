@@ -3,7 +3,8 @@
 //! An entry that one replica has applied is committed. So from the first sight on, a majority has it durably, every
 //! later leader has it, and every replica that applies its index has applied the same one. Entries with the same index
 //! and term are equal and follow the same entry, and a term has one leader: the twelve claims of Raft, as far as disks
-//! show them. What a replica has applied is equal, byte by byte, on each that has applied as much.
+//! show them. Any two sets of voters that follow each other have a voter in common in all their majorities, and who was
+//! removed neither leads nor votes again (I-35). What a replica has applied is equal, byte by byte, on each that has applied as much.
 
 #[cfg(test)]
 mod tests;
@@ -11,11 +12,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use drover_cluster::core::ids::{GroupId, NodeId};
+use drover_cluster::core::ids::{GroupId, NodeId, ReplicaId};
 use drover_proto::record;
 
+use super::voters::Voters;
 use crate::promises::Violation;
 use crate::sim::history::History;
+use crate::sim::network::Directory;
 
 /// The part of a log that was not applied at the last look: terms by index.
 pub(super) type Tail = BTreeMap<u64, u64>;
@@ -23,23 +26,28 @@ pub(super) type Tail = BTreeMap<u64, u64>;
 /// What is known of all groups.
 pub(super) struct Claims {
     history: History,
-    /// How many replicas a group has.
-    replicas: Box<dyn Fn(GroupId) -> usize>,
+    directory: Directory,
+    /// Voters of each group from an index on, as any log has ever had them: by index and term.
+    voters: BTreeMap<(GroupId, u64, u64), Voters>,
+    /// Those that were committed.
+    committed_voters: BTreeMap<(GroupId, u64), Voters>,
+    /// Nodes that were members and are none any more.
+    removed: BTreeSet<NodeId>,
     /// Committed entries: term and record.
     committed: BTreeMap<(GroupId, u64), (u64, Bytes)>,
     /// Those of them that nobody has counted yet.
     uncounted: Vec<(GroupId, u64)>,
     /// All entries that were ever seen in a log, by index and term.
     entries: BTreeMap<(GroupId, u64, u64), FirstSeen>,
-    leaders: BTreeMap<(GroupId, u64), NodeId>,
-    /// The newest leader of each group: term and node.
-    newest: BTreeMap<GroupId, (u64, NodeId)>,
-    /// The nodes that lead, as far as that is certain: who has crashed since it was elected leads no more.
+    leaders: BTreeMap<(GroupId, u64), ReplicaId>,
+    /// The newest leader of each group, and its term.
+    newest: BTreeMap<GroupId, (u64, ReplicaId)>,
+    /// The machines that lead, as far as that is certain: who has crashed since it was elected leads no more.
     leading: BTreeMap<GroupId, u32>,
     /// Nodes that have crashed since the last look.
     crashed: BTreeSet<u32>,
     /// The newest durable vote of each replica.
-    votes: BTreeMap<(u32, GroupId), record::Vote>,
+    votes: BTreeMap<(ReplicaId, GroupId), record::Vote>,
     /// The state at an applied index: where it was first seen, and its hash.
     states: BTreeMap<(GroupId, u64), (u32, u64)>,
 }
@@ -54,10 +62,13 @@ struct FirstSeen {
 }
 
 impl Claims {
-    pub(super) fn new(history: History, replicas: impl Fn(GroupId) -> usize + 'static) -> Self {
+    pub(super) fn new(history: History, directory: Directory) -> Self {
         Self {
             history,
-            replicas: Box::new(replicas),
+            directory,
+            voters: BTreeMap::new(),
+            committed_voters: BTreeMap::new(),
+            removed: BTreeSet::new(),
             committed: BTreeMap::new(),
             uncounted: Vec::new(),
             entries: BTreeMap::new(),
@@ -149,18 +160,81 @@ impl Claims {
         }
     }
 
+    /// A log has this change of voters.
+    pub(super) fn see_voters(
+        &mut self,
+        node: u32,
+        group: GroupId,
+        (index, term): (u64, u64),
+        voters: Voters,
+    ) {
+        if let Some(doubled) = voters.doubled() {
+            let seen = format!("entry {index} gives node {doubled} two votes");
+            self.violate("I-32 one replica a node", node, group, seen);
+        }
+        self.voters.insert((group, index, term), voters);
+    }
+
+    /// It was applied.
+    pub(super) fn see_committed_voters(&mut self, group: GroupId, index: u64, voters: Voters) {
+        if self.committed_voters.contains_key(&(group, index)) {
+            return;
+        }
+        let before = self.committed_voters.range((group, 0)..(group, index)).next_back();
+        let before = before.map(|((_, at), before)| (*at, before.clone()));
+        self.history.note(format_args!("{group} has from {index} on the voters {voters:?}"));
+        self.committed_voters.insert((group, index), voters.clone());
+        // If entries between the two were never seen, there may have been other voters in between.
+        if let Some((at, before)) = before
+            && self.committed.range((group, at)..(group, index)).count() as u64 == index - at
+        {
+            self.compare_voters(group, index, &before, &voters);
+        }
+    }
+
+    fn compare_voters(&self, group: GroupId, index: u64, before: &Voters, after: &Voters) {
+        let (old, new) = (before.all(), after.all());
+        {
+            let counts = &mut self.history.lock().counts;
+            counts.operator.replicas_promoted += new.difference(&old).count() as u64;
+            counts.operator.replicas_demoted += old.difference(&new).count() as u64;
+            counts.checks.configurations += 1;
+        }
+        if !before.overlaps(after) {
+            let seen = format!("entry {index} makes {after:?} of {before:?}: both could decide");
+            let subject = group.to_string();
+            self.history.violate(Violation::new("I-32 quorums overlap", subject, seen));
+        }
+    }
+
+    /// The voters of a group, as far as they are known to be committed.
+    pub(super) fn newest_voters(&self, group: GroupId) -> Option<&Voters> {
+        let mut of_group = self.committed_voters.range((group, 0)..=(group, u64::MAX));
+        of_group.next_back().map(|(_, voters)| voters)
+    }
+
+    /// These are members no more.
+    pub(super) fn see_removed(&mut self, removed: &BTreeSet<NodeId>) {
+        self.removed.extend(removed);
+    }
+
     /// A term has one leader. `node` is where that is written.
-    pub(super) fn see_leader(&mut self, node: u32, group: GroupId, term: u64, leader: NodeId) {
+    pub(super) fn see_leader(&mut self, node: u32, group: GroupId, term: u64, leader: ReplicaId) {
         self.history.lock().counts.checks.votes += 1;
+        let is_new = !self.leaders.contains_key(&(group, term));
         let known = *self.leaders.entry((group, term)).or_insert(leader);
         if known != leader {
             let seen = format!("term {term} has two leaders, {known} and {leader}");
             self.violate("I-32 election safety", node, group, seen);
         }
+        if is_new && self.removed.contains(&leader.node()) {
+            let seen = format!("term {term} is led by {leader}, which was removed before");
+            self.violate("I-35 removed for good", node, group, seen);
+        }
         self.note_leader(group, term, leader);
     }
 
-    fn note_leader(&mut self, group: GroupId, term: u64, leader: NodeId) {
+    fn note_leader(&mut self, group: GroupId, term: u64, leader: ReplicaId) {
         let before = self.newest.get(&group).copied();
         if before.is_some_and(|(newest, _)| newest >= term) {
             return;
@@ -168,24 +242,32 @@ impl Claims {
         self.newest.insert(group, (term, leader));
         let has_changed = before.is_some_and(|(_, former)| former != leader);
         self.history.lock().counts.faults.leader_changes += u64::from(has_changed);
-        let number = leader.number();
-        if self.crashed.contains(&number) {
-            self.leading.remove(&group);
-        } else {
-            self.leading.insert(group, number);
-        }
-        self.history.note(format_args!("{group} is led by node {number} in term {term}"));
+        let machine = self.directory.machine(leader.node());
+        match machine.filter(|machine| !self.crashed.contains(machine)) {
+            Some(machine) => self.leading.insert(group, machine),
+            None => self.leading.remove(&group),
+        };
+        self.history.note(format_args!("{group} is led by {leader} in term {term}"));
     }
 
-    /// What a replica has promised durably it never takes back, not even in a crash.
-    pub(super) fn see_durable_vote(&mut self, node: u32, group: GroupId, vote: record::Vote) {
-        let Some(before) = self.votes.insert((node, group), vote) else { return };
+    /// What a replica has promised durably it never takes back, not even in a crash. One whose node was removed promises
+    /// nothing any more.
+    pub(super) fn see_durable_vote(
+        &mut self,
+        replica: ReplicaId,
+        group: GroupId,
+        vote: record::Vote,
+    ) {
+        let Some(before) = self.votes.insert((replica, group), vote) else { return };
         self.history.lock().counts.checks.votes += 1;
         // A leader that has won replaces what was promised to another in the same term.
         let is_promise = before.term == vote.term && !vote.committed;
+        let seen = format!("the vote {before:?} became {vote:?}");
         if vote.term < before.term || (is_promise && (before.committed || vote != before)) {
-            let seen = format!("the vote {before:?} became {vote:?}");
-            self.violate("I-32 monotone votes", node, group, seen);
+            self.violate_of("I-32 monotone votes", replica, group, &seen);
+        }
+        if vote != before && !vote.committed && self.removed.contains(&replica.node()) {
+            self.violate_of("I-35 removed for good", replica, group, &seen);
         }
     }
 
@@ -199,12 +281,15 @@ impl Claims {
         uncounted.filter_map(with_value).collect()
     }
 
-    /// What is committed is durable on a majority: so many nodes have it.
-    pub(super) fn see_holders(&self, group: GroupId, index: u64, holders: usize) {
-        let needed = (self.replicas)(group) / 2 + 1;
+    /// What is committed is durable on a majority: these have it. Which majority: of those who voted when it was written, or of
+    /// those who did later, for a leader counts the voters that its log ends with.
+    pub(super) fn see_holders(&self, group: GroupId, index: u64, holders: &BTreeSet<ReplicaId>) {
+        let then = self.committed_voters.range((group, 0)..=(group, index)).next_back();
+        let Some((_, then)) = then else { return };
         self.history.lock().counts.checks.quorums += 1;
-        if holders < needed {
-            let seen = format!("entry {index} is durable on {holders} nodes, not on {needed}");
+        let mut later = self.voters.range((group, index, 0)..=(group, u64::MAX, u64::MAX));
+        if !then.is_quorum(holders) && !later.any(|(_, voters)| voters.is_quorum(holders)) {
+            let seen = format!("entry {index} is durable on {holders:?} only, of {then:?}");
             let subject = group.to_string();
             self.history.violate(Violation::new("I-32 committed on a quorum", subject, seen));
         }
@@ -232,6 +317,11 @@ impl Claims {
 
     pub(super) fn violate(&self, invariant: &'static str, node: u32, group: GroupId, seen: String) {
         self.history.violate(Violation::new(invariant, format!("node {node}, {group}"), seen));
+    }
+
+    fn violate_of(&self, invariant: &'static str, replica: ReplicaId, group: GroupId, seen: &str) {
+        let subject = format!("replica {replica}, {group}");
+        self.history.violate(Violation::new(invariant, subject, seen));
     }
 
     /// The committed entries of a group, if none was missed: a log that was cut short before it was looked at leaves a

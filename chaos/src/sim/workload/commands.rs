@@ -5,7 +5,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::actors::commands::{Queued, SendCommand};
 use drover_cluster::actors::session::{SentCommand, Settlement};
@@ -17,7 +16,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
-use super::content::{is_fenced, is_unknown, next_after};
+use super::content::{is_fenced, is_unknown, next_after, text};
 use super::devices::Connection;
 use super::{POLL, Workload};
 use crate::history::commands::{CancelAnswer, CancelAttempt, Delivery, SendAnswer, SendAttempt};
@@ -285,5 +284,5 @@ impl Workload {
 
 /// What a command says: which one it is, and whose.
 fn body(device: &DeviceId, command: &str) -> Message {
-    Message(Bytes::from(format!("{device} {command}")))
+    text(format!("{device} {command}"))
 }

@@ -8,6 +8,7 @@ use drover_cluster::core::change::{Message, Refusal};
 use drover_cluster::core::document::{Object, Value};
 use drover_cluster::core::ids::DeviceId;
 use drover_cluster::core::twin::{self, Twin};
+use drover_cluster::wire::message::Content;
 
 use crate::promises::twin_section::{SLOTS, SectionState};
 
@@ -40,7 +41,12 @@ pub(super) fn patch(value: u64) -> Object {
 
 /// A message that says where it comes from.
 pub(super) fn message(device: &DeviceId, epoch: u64, position: u32, sequence: u64) -> Message {
-    Message(Bytes::from(format!("{device} {epoch} {position} {sequence}")))
+    text(format!("{device} {epoch} {position} {sequence}"))
+}
+
+/// A message that says this, as an edge encodes it.
+pub(super) fn text(text: String) -> Message {
+    Content { body: Bytes::from(text), ..Content::default() }.encode()
 }
 
 pub(super) fn is_unknown(error: &Error) -> bool {

@@ -5,10 +5,12 @@
 //! At the end of a run the mailboxes are emptied, every device is connected (`presence`), and each node writes to every
 //! device and reads everything.
 
+mod administration;
 mod backends;
 mod commands;
 mod content;
 mod devices;
+mod outcast;
 mod presence;
 
 use std::rc::Rc;
@@ -16,13 +18,15 @@ use std::time::Duration;
 
 use drover_cluster::Cluster;
 use drover_cluster::core::ids::DeviceId;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
 use self::content::states;
 use super::history::{History, Phase, Section};
+use super::network::Directory;
+use super::operator::Operator;
 use super::plan::{Plan, stream};
 use crate::promises::twin_section::WriteCondition;
 
@@ -36,6 +40,8 @@ pub(super) struct Workload {
     pub(super) plan: Rc<Plan>,
     pub(super) devices: Rc<Vec<DeviceId>>,
     pub(super) history: History,
+    pub(super) directory: Directory,
+    pub(super) operator: Operator,
 }
 
 impl Workload {
@@ -44,14 +50,22 @@ impl Workload {
             let number = (u64::from(self.node) << 48) | (life << 16) | client;
             stream(self.plan.seed, "client", number)
         };
-        let devices = (0..).zip(self.devices.iter());
+        let at_nodes = self.devices.len() - self.plan.socket_devices;
+        let devices = (0..).zip(&self.devices[..at_nodes]);
         let connections = devices.map(|(client, device)| self.connect_often(device, draw(client)));
         let back_ends = (0..BACK_ENDS).map(|client| self.serve_often(draw(1000 + client)));
-        futures::future::join(join_all(connections), join_all(back_ends)).await;
+        let clients = join(join_all(connections), join_all(back_ends));
+        join(clients, self.administer()).await;
         while self.history.phase() < Phase::Final {
             sleep(POLL).await;
         }
-        self.finish().await;
+        if self.operator.is_outcast(self.node) {
+            self.check_outcast().await;
+        } else {
+            self.finish().await;
+        }
+        self.history.note(format_args!("node {} has finished", self.node));
+        self.history.lock().finished.insert(self.node, true);
     }
 
     fn is_working(&self) -> bool {
@@ -63,11 +77,11 @@ impl Workload {
         sleep(Duration::from_millis(pause_ms)).await;
     }
 
-    /// The first node empties the mailboxes and connects every device. Then each writes to every device until it is
+    /// The first member empties the mailboxes and connects every device. Then each writes to every device until it is
     /// accepted, and reads it. That it ends is checked from outside.
     async fn finish(&self) {
         let mut connected = Vec::new();
-        if self.node == 1 {
+        if self.operator.members().first() == Some(&self.node) {
             join_all(self.devices.iter().map(|device| self.empty_mailbox(device))).await;
             connected = self.connect_all().await;
         }
@@ -80,8 +94,6 @@ impl Workload {
             }
         }
         self.check_connected(connected).await;
-        self.history.note(format_args!("node {} has finished", self.node));
-        self.history.lock().finished.insert(self.node, true);
     }
 }
 

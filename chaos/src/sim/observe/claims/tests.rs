@@ -4,16 +4,23 @@ use super::*;
 
 const GROUP: GroupId = GroupId::Meta;
 
+/// Of three nodes that vote from the first entry on.
 fn claims() -> Claims {
-    Claims::new(History::new(), |_| 3)
+    let mut claims = Claims::new(History::new(), Directory::new(3));
+    claims.see_committed_voters(GROUP, 0, voters(&[1, 2, 3]));
+    claims
+}
+
+fn voters(nodes: &[u32]) -> Voters {
+    Voters(vec![nodes.iter().copied().map(node).collect()])
 }
 
 fn broken(claims: &Claims) -> Vec<&'static str> {
     claims.history.lock().violations.iter().map(|violation| violation.invariant).collect()
 }
 
-fn node(number: u32) -> NodeId {
-    NodeId::new(number, 0)
+fn node(number: u32) -> ReplicaId {
+    ReplicaId::first(NodeId::new(number, 0))
 }
 
 fn entry(text: &'static str) -> Bytes {
@@ -73,9 +80,9 @@ fn a_committed_entry_that_a_minority_has_is_found() {
     claims.see_committed(1, GROUP, (7, 2), entry("a"));
     assert_eq!(claims.take_uncounted(), [(GROUP, 7, entry("a"))]);
     assert_eq!(claims.take_uncounted(), [], "each is counted once");
-    claims.see_holders(GROUP, 7, 2);
+    claims.see_holders(GROUP, 7, &BTreeSet::from([node(1), node(3)]));
     assert_eq!(broken(&claims), [""; 0]);
-    claims.see_holders(GROUP, 7, 1);
+    claims.see_holders(GROUP, 7, &BTreeSet::from([node(1), node(4)]));
     assert_eq!(broken(&claims), ["I-32 committed on a quorum"]);
 }
 
@@ -104,8 +111,8 @@ fn a_leader_that_lacks_what_is_committed_is_found() {
 fn a_vote_that_is_taken_back_is_found() {
     let changed = |before, after| {
         let mut claims = claims();
-        claims.see_durable_vote(1, GROUP, before);
-        claims.see_durable_vote(1, GROUP, after);
+        claims.see_durable_vote(node(1), GROUP, before);
+        claims.see_durable_vote(node(1), GROUP, after);
         broken(&claims)
     };
     assert_eq!(changed(vote(3, 1, false), vote(4, 2, false)), [""; 0]);
@@ -145,4 +152,52 @@ fn replicas_that_hold_different_states_are_found() {
     assert_eq!(broken(&claims), [""; 0]);
     claims.see_state(3, GROUP, 5, 51);
     assert_eq!(broken(&claims), ["I-15 replicas agree"]);
+}
+
+#[test]
+fn what_only_later_voters_hold_is_committed_by_them() {
+    let mut claims = claims();
+    let holders = BTreeSet::from([node(1), node(4)]);
+    claims.see_voters(1, GROUP, (8, 2), voters(&[1, 4, 5]));
+    claims.see_holders(GROUP, 7, &holders);
+    assert_eq!(broken(&claims), [""; 0]);
+    claims.see_holders(GROUP, 9, &holders);
+    assert_eq!(broken(&claims), ["I-32 committed on a quorum"]);
+}
+
+#[test]
+fn voters_that_could_decide_beside_those_before_them_are_found() {
+    let changed = |index, after: &[u32]| {
+        let mut claims = claims();
+        for before in 0..3 {
+            claims.see_committed(1, GROUP, (before, 1), entry("a"));
+        }
+        claims.see_committed_voters(GROUP, index, voters(after));
+        broken(&claims)
+    };
+    assert_eq!(changed(3, &[1, 2, 3, 4]), [""; 0]);
+    assert_eq!(changed(3, &[1, 4, 5]), ["I-32 quorums overlap"]);
+    assert_eq!(changed(4, &[1, 4, 5]), [""; 0], "something between them was not seen");
+}
+
+#[test]
+fn two_votes_of_one_node_are_found() {
+    let mut claims = claims();
+    let twice = BTreeSet::from([node(1), ReplicaId::new(NodeId::new(1, 0), 1), node(2)]);
+    claims.see_voters(1, GROUP, (8, 2), Voters(vec![twice]));
+    assert_eq!(broken(&claims), ["I-32 one replica a node"]);
+}
+
+#[test]
+fn a_removed_node_that_leads_or_votes_again_is_found() {
+    let mut claims = claims();
+    claims.see_leader(1, GROUP, 3, node(2));
+    claims.see_durable_vote(node(2), GROUP, vote(3, 2, true));
+    claims.see_removed(&BTreeSet::from([NodeId::new(2, 0)]));
+    claims.see_leader(3, GROUP, 3, node(2));
+    claims.see_durable_vote(node(2), GROUP, vote(4, 1, true));
+    assert_eq!(broken(&claims), [""; 0], "it hears of others, and led before");
+    claims.see_durable_vote(node(2), GROUP, vote(5, 1, false));
+    claims.see_leader(1, GROUP, 6, node(2));
+    assert_eq!(broken(&claims), ["I-35 removed for good"; 2]);
 }
