@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use drover_cluster::Error;
 use drover_cluster::core::ids::NodeId;
+use drover_cluster::core::level;
 use drover_cluster::core::membership::{Departure, Joining, MembershipRefusal};
 use drover_cluster::core::meta::{Meta, MetaRefusal};
 use tokio::time::sleep;
@@ -77,7 +78,9 @@ impl Workload {
         let (number, key_digest) = (former.map(NodeId::number), Bytes::from(token.clone()));
         let member = member(machine);
         let address = member.peer_address.clone();
-        let joined = match self.cluster.join(Joining { token, number, key_digest, member }).await {
+        let supports = level::supported();
+        let joining = Joining { token, number, key_digest, member, supports };
+        let joined = match self.cluster.join(joining).await {
             // The answer to an earlier attempt was lost, and so was the token's memory.
             Err(Error::RefusedByMeta(MetaRefusal::Membership(
                 MembershipRefusal::AddressTaken { .. },
