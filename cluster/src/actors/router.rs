@@ -37,6 +37,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// A leader that hands over, and can still speak, answers within this time what it was asked before.
 const LAST_WORD_MAX: Duration = Duration::from_millis(250);
 
+/// Why a wait for a leader is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// There is another one, which serves in a moment: pauses begin anew, or what they have grown to would be added to each hand-over.
+    ByLeader,
+    ByTime,
+}
+
 /// A replica of a shard on this node, with its actor.
 #[derive(Debug, Clone)]
 pub(super) struct Replica {
@@ -210,8 +218,10 @@ impl Router {
             if Instant::now() + pause >= deadline {
                 break;
             }
-            self.wait(group, pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = match self.wait(group, pause).await {
+                Woken::ByLeader => PAUSE_MIN,
+                Woken::ByTime => (pause * 2).min(PAUSE_MAX),
+            };
         }
         match self.groups.problems().remove(&group) {
             Some(problem) => Err(Error::GroupStopped { group, problem }),
@@ -276,7 +286,7 @@ impl Router {
     }
 
     /// For a while, or until the group's leader changes.
-    async fn wait(&self, group: GroupId, pause: Duration) {
+    async fn wait(&self, group: GroupId, pause: Duration) -> Woken {
         let leadership = self.groups.get(group).map(|group| group.leadership());
         let changed = async {
             match leadership {
@@ -291,8 +301,8 @@ impl Router {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = changed => {}
+            () = tokio::time::sleep(pause) => Woken::ByTime,
+            () = changed => Woken::ByLeader,
         }
     }
 
