@@ -130,7 +130,8 @@ fn around(page: &mut String, kind: &Around) {
             kind.faults, kind.nemesis, kind.nemesis
         ),
     );
-    let most = kind.seconds.iter().map(|second| second.acknowledged).fold(1.0, f64::max);
+    // With room above for what the values are.
+    let most = 1.2 * kind.seconds.iter().map(|second| second.acknowledged).fold(1.0, f64::max);
     let throughput = || kind.seconds.iter().map(|second| 1.0 - second.acknowledged / most);
     line(page, "#2463a8", 0.0, throughput(), &at);
     let counts = kind.seconds.iter().map(|second| format!("{:.0}/s", second.acknowledged));
