@@ -28,6 +28,9 @@ use crate::wire::request::Request;
 /// Before another node is asked who may lead a group.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a restored shard may take to elect its first leader and to bring its records to a majority.
+const LEADER_TIMEOUT: Duration = Duration::from_mins(5);
+
 /// Records of a shard as they come in, in the order in which they were copied; where they end too early, why.
 pub type Records = BoxStream<'static, Result<Chunk, String>>;
 
@@ -106,13 +109,24 @@ impl Cluster {
     pub async fn end_restore(&self) -> Result<(), Error> {
         let meta = self.restoring()?;
         for shard in meta.shard_count.shards() {
-            // A leader serves when a majority has its first entry, and with it everything before.
-            let (request, deadline) = (Request::StreamState, self.deadline());
-            let here = || serve::read_here(&self.shared, shard, &request, deadline);
-            let group = GroupId::Shard(shard);
-            self.shared.router.ask(group, &request, deadline, here).await?;
+            self.until_led(shard).await?;
         }
         self.change_meta(MetaChange::EndRestore).await
+    }
+
+    /// A leader serves when a majority has its first entry, and with it everything before. Until there is one, the group seems
+    /// to be led by somebody whom nobody reaches.
+    async fn until_led(&self, shard: ShardId) -> Result<(), Error> {
+        let (group, request) = (GroupId::Shard(shard), Request::StreamState);
+        let given_up = Instant::now() + LEADER_TIMEOUT;
+        loop {
+            let deadline = self.deadline();
+            let here = || serve::read_here(&self.shared, shard, &request, deadline);
+            match self.shared.router.ask(group, &request, deadline, here).await {
+                Err(Error::NoLeader { .. }) if Instant::now() < given_up => sleep(PAUSE).await,
+                asked => return asked.map(drop),
+            }
+        }
     }
 
     fn restoring(&self) -> Result<Arc<Meta>, Error> {
