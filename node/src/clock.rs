@@ -4,7 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970-01-01 UTC. A clock set before 1970 reads 0, which lets every token live: like any node with
-/// a wrong clock, such a node is wrong about new connections only (`RELIABILITY.md`, S-12).
+/// a wrong clock, such a node is wrong about new connections only (S-12 in docs/testing.md).
 #[expect(
     clippy::disallowed_methods,
     reason = "tokens carry a wall-clock expiry; everything else gets time as an argument"
