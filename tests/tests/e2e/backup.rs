@@ -216,10 +216,11 @@ async fn a_backup_that_is_not_whole_is_refused_with_the_reason_and_makes_no_clus
 
     let object = place.join("shard-0001/000000");
     let empty = Nodes::start_without_cluster(1)?;
-    let break_it: [(&Path, fn(&mut Vec<u8>), &str); 3] = [
+    let manifest = place.join("manifest.json");
+    let break_it: [(&Path, Damage, &str); 3] = [
         (&object, |bytes| bytes[5] ^= 1, "shard-0001/000000 is not what was written"),
         (&object, |bytes| bytes.truncate(5), "shard-0001/000000 is not what was written"),
-        (&place.join("manifest.json"), |bytes| bytes.truncate(90), "manifest.json is not what"),
+        (&manifest, |bytes| bytes.truncate(90), "manifest.json is not what"),
     ];
     for (file, breaks, reason) in break_it {
         let sound = fs::read(file)?;
@@ -241,6 +242,9 @@ async fn a_backup_that_is_not_whole_is_refused_with_the_reason_and_makes_no_clus
     assert!(said(&verified).contains("not finished"), "{verified:?}");
     Ok(())
 }
+
+/// What befalls the bytes of a file.
+type Damage = fn(&mut Vec<u8>);
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -71,7 +71,7 @@ async fn copy_until_done(
     loop {
         match copy(client, target, shard, progress).await {
             Err(Failure::Call(status)) if attempt < ATTEMPTS && passes(status.code()) => {
-                attempt += 1
+                attempt += 1;
             }
             copied => {
                 progress.group_done();

@@ -28,8 +28,8 @@ use target::Target;
 /// Where a backup is.
 #[derive(Debug, Args)]
 pub(super) struct Place {
-    /// A folder, or a URL: file:///folder, s3://bucket/folder, az://container/folder, gs://bucket/folder. Credentials come from the
-    /// environment: AWS_ACCESS_KEY_ID, AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_SERVICE_ACCOUNT and their like.
+    /// A folder, or a URL: `file:///folder`, `s3://bucket/folder`, `az://container/folder`, `gs://bucket/folder`. Credentials come
+    /// from the environment: `AWS_ACCESS_KEY_ID`, `AZURE_STORAGE_ACCOUNT_NAME`, `GOOGLE_SERVICE_ACCOUNT` and their like.
     #[arg(value_name = "URL")]
     url: String,
 }

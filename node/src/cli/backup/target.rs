@@ -102,7 +102,7 @@ impl Target {
     }
 
     fn path(&self, name: &str) -> Path {
-        name.split('/').fold(self.folder.clone(), |path, part| path.join(part))
+        name.split('/').fold(self.folder.clone(), Path::join)
     }
 
     fn failed(&self, what: &str, error: &object_store::Error) -> Failure {

@@ -61,8 +61,9 @@ async fn a_bucket_keeps_what_is_put_into_it_and_is_asked_with_a_signature() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("it listens"));
     let objects = Objects::default();
-    let app = axum::Router::new()
-        .fallback(move |method, uri, headers, body| answer(objects, method, uri, headers, body));
+    let app = axum::Router::new().fallback(async move |method, uri, headers, body| {
+        answer(&objects, &method, &uri, &headers, body)
+    });
     let bucket = tokio::spawn(async move { axum::serve(listener, app).await });
     let environment = [
         ("AWS_ENDPOINT", endpoint.as_str()),
@@ -78,11 +79,11 @@ async fn a_bucket_keeps_what_is_put_into_it_and_is_asked_with_a_signature() {
 type Objects = Arc<Mutex<BTreeMap<String, Bytes>>>;
 
 /// As much of S3 as a backup asks for.
-async fn answer(
-    objects: Objects,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+fn answer(
+    objects: &Objects,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
     body: Bytes,
 ) -> Response {
     let signed = headers.get("authorization").is_some_and(|value| {
@@ -93,7 +94,7 @@ async fn answer(
     }
     let mut objects = objects.lock().expect("nobody panics with it in hand");
     let path = uri.path().to_owned();
-    if method == Method::PUT {
+    if *method == Method::PUT {
         objects.insert(path, body);
         return [("etag", "\"e\"")].into_response();
     }
