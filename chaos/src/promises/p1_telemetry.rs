@@ -265,7 +265,7 @@ mod tests {
     fn what_a_guest_sent_is_no_phantom() {
         let (history, mut streams) = honest();
         let guest = StoredCopy {
-            offset: 4,
+            offset: 5,
             device: format!("{GUEST}1"),
             sequence: 0,
             connection: 0,
