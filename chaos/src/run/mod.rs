@@ -114,40 +114,44 @@ async fn apply(
     begin: Instant,
     faults: &mut Vec<Fault>,
 ) -> anyhow::Result<()> {
+    let mut doomed = Vec::new();
     for period in plan.periods() {
         if begin.elapsed() + period.length > plan.workload.duration {
             break;
         }
-        endure(&period, site, nodes, begin, faults).await?;
+        endure(&period, site, nodes, begin, &mut doomed, faults).await?;
     }
     for turn in 0..MORE_TURNS_MAX {
         for period in plan.more_turns(&report::never_hit(plan, faults), turn) {
             tracing::info!(faults = ?period.faults, "another turn: it has hit nothing yet");
-            endure(&period, site, nodes, begin, faults).await?;
+            endure(&period, site, nodes, begin, &mut doomed, faults).await?;
         }
     }
     sleep_until(begin + plan.workload.duration).await;
     Ok(())
 }
 
-/// A period from its calm to the moment when all is well again. Its faults begin together and end together.
+/// A period from its calm to the moment when all is well again. Its faults begin together and end together. `doomed` are nodes
+/// that may end because of the period before: a node whose storage has failed goes on answering until it has stopped.
 async fn endure(
     period: &Period,
     site: &Site,
     nodes: &mut Nodes,
     begin: Instant,
+    doomed: &mut Vec<usize>,
     faults: &mut Vec<Fault>,
 ) -> anyhow::Result<()> {
     sleep(period.calm).await;
+    site::restart_ended(nodes, doomed)?;
     let installed = install(period, site, nodes, begin).await?;
     sleep(period.length).await;
-    let (mut may_end, mut healed) = (Vec::new(), Vec::new());
+    let (mut may_end, mut healed) = (std::mem::take(doomed), Vec::new());
     for (draw, shards, from_ms, state) in installed {
         let until_ms = begin.elapsed().as_millis() as u64;
         let seen = fault::heal(site, nodes, &draw, state)
             .await
             .with_context(|| format!("ending {} at node {}", draw.nemesis, draw.node + 1))?;
-        may_end.extend(fault::may_end(draw.nemesis).then_some(draw.node));
+        doomed.extend(fault::may_end(draw.nemesis).then_some(draw.node));
         healed.push((draw, shards, from_ms..until_ms, seen));
     }
     let is_alone = healed.len() == 1;
@@ -159,6 +163,7 @@ async fn endure(
         tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
         faults.push(Fault::new(&draw, shards, time, seen));
     }
+    may_end.extend_from_slice(doomed);
     let ended = Instant::now();
     site.until_healthy(nodes, &may_end, HEAL_TIMEOUT)
         .await

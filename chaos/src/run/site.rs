@@ -160,12 +160,7 @@ impl Site {
     ) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
-            for node in may_end {
-                if nodes.take_ended(*node)? {
-                    tracing::info!(node = node + 1, "ended by itself and is started again");
-                    nodes.restart(*node)?;
-                }
-            }
+            restart_ended(nodes, may_end)?;
             nodes.check_alive()?;
             match healthy(nodes).await {
                 Ok(()) => return Ok(()),
@@ -176,6 +171,17 @@ impl Site {
             }
         }
     }
+}
+
+/// Starts again those of `may_end` that have ended by themselves.
+pub(super) fn restart_ended(nodes: &mut Nodes, may_end: &[usize]) -> anyhow::Result<()> {
+    for node in may_end {
+        if nodes.take_ended(*node)? {
+            tracing::info!(node = node + 1, "ended by itself and is started again");
+            nodes.restart(*node)?;
+        }
+    }
+    Ok(())
 }
 
 async fn healthy(nodes: &Nodes) -> anyhow::Result<()> {

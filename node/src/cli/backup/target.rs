@@ -49,7 +49,9 @@ impl Target {
             let folder = std::path::absolute(place).map_err(|error| unusable(&error))?;
             Url::from_directory_path(folder).map_err(|()| unusable(&"it is no path"))?
         };
-        let (scheme, folder) = ObjectStoreScheme::parse(&url).map_err(|error| unusable(&error))?;
+        // Its own words would show the whole URL, and there may be a secret in it.
+        let (scheme, folder) = ObjectStoreScheme::parse(&url)
+            .map_err(|_| unusable(&"that is no kind of place that is known here"))?;
         let store: Box<dyn ObjectStore> = if scheme == ObjectStoreScheme::Local {
             Box::new(LocalFileSystem::new().with_fsync(true))
         } else {

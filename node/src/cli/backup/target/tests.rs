@@ -17,7 +17,12 @@ fn open(place: &str, environment: &[(&str, &str)]) -> Result<Target, String> {
 
 #[test]
 fn buckets_are_named_by_url_and_opened_with_what_the_environment_says() {
-    let aws = [("AWS_REGION", "eu-west-1"), ("AWS_ACCESS_KEY_ID", "id"), ("TOKEN", "not ours")];
+    let aws = [
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "key"),
+        ("TOKEN", "not ours"),
+    ];
     let store = open("s3://bucket/hub/monday", &aws).expect("a bucket");
     assert_eq!(store.folder.as_ref(), "hub/monday");
     assert!(format!("{:?}", store.store).contains("eu-west-1"), "{store:?}");
