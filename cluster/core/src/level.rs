@@ -10,7 +10,6 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use crate::ids::NodeId;
-use crate::membership::Departure;
 use crate::meta::Meta;
 
 /// A set of features, each with all of those before it.
@@ -141,12 +140,6 @@ impl Meta {
         let departs = |node: &NodeId| self.membership.departures.contains_key(node);
         newer.map(|(node, _)| *node).filter(move |node| !departs(node))
     }
-
-    /// Whether a member keeps its replicas.
-    pub fn keeps_replicas(&self, node: NodeId) -> bool {
-        let departure = self.membership.departures.get(&node);
-        departure.is_none_or(|departure| *departure == Departure::Restarting)
-    }
 }
 
 /// A node must support what is active.
@@ -184,6 +177,7 @@ pub(crate) fn apply(meta: &mut Meta, change: LevelChange) -> Result<(), LevelRef
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::Departure;
     use crate::testing::cluster;
 
     fn node(number: u32) -> NodeId {

@@ -232,6 +232,12 @@ impl Meta {
         self.members.keys().copied().filter(move |node| !departs(node))
     }
 
+    /// Whether a member keeps its replicas.
+    pub fn keeps_replicas(&self, node: NodeId) -> bool {
+        let departure = self.membership.departures.get(&node);
+        departure.is_none_or(|departure| *departure == Departure::Restarting)
+    }
+
     /// Whether any shard has a replica on the node, or is about to.
     pub fn holds_replicas(&self, node: NodeId) -> bool {
         let is_placed = self.placement.values().any(|nodes| nodes.contains(&node));
@@ -512,6 +518,7 @@ fn recover(meta: &mut Meta, survivor: NodeId) -> Result<(), MembershipRefusal> {
     meta.membership.departures.clear();
     meta.membership.moves.clear();
     meta.membership.retired.retain(|(_, node), _| *node == survivor);
+    meta.levels.supported.retain(|node, _| *node == survivor);
     meta.placement = meta.shard_count.shards().map(|shard| (shard, vec![survivor])).collect();
     Ok(())
 }
@@ -582,7 +589,10 @@ mod tests {
 
     #[test]
     fn a_survivor_is_all_of_the_cluster_and_no_lost_node_is_a_member_again() {
-        let mut state = Some(cluster(4));
+        let mut before = cluster(4);
+        let level = FeatureLevel::LATEST;
+        before.levels.supported = BTreeMap::from([1, 3].map(|number| (node(number), level)));
+        let mut state = Some(before);
         begin(&mut state, 1, 4);
         change(
             &mut state,
@@ -599,6 +609,7 @@ mod tests {
         assert_eq!(meta.membership.removed, BTreeSet::from([1, 2, 4].map(node)));
         assert!(meta.membership.moves.is_empty() && meta.membership.departures.is_empty());
         assert_eq!(meta.replication_factor, 3, "replicas come back as nodes join");
+        assert_eq!(meta.levels.supported, BTreeMap::from([(node(3), level)]));
 
         add_token(&mut state, "t");
         change(&mut state, joining("t", Some(1), b"one")).expect("the number is free");
