@@ -1,7 +1,7 @@
 //! `drover dev`: a hub on this machine that needs nothing else.
 //!
 //! The first start makes a CA, certificates, keys and a first device; the next ones find them. One node runs in this
-//! process; three run as child processes, so that a node can be killed and the others seen to go on.
+//! process; three or five run as child processes, so that a node can be killed and the others seen to go on.
 
 mod children;
 mod files;
@@ -30,9 +30,9 @@ const THERMOMETER: &str = "thermometer-1";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// How many nodes: 1 in this process, or 3 as processes of their own.
-    #[arg(long, default_value = "1", value_parser = ["1", "3"])]
-    nodes: String,
+    /// How many nodes: 1 in this process, 3 or 5 as processes of their own.
+    #[arg(long, value_name = "1|3|5", default_value_t = 1, value_parser = count)]
+    nodes: u16,
     /// Connect a simulated thermometer that replays recorded temperatures.
     #[arg(long)]
     demo: bool,
@@ -66,12 +66,17 @@ pub(super) fn call(arguments: Arguments) -> Result<(), Failure> {
     if arguments.fresh {
         delete(&folder)?;
     }
-    let count = if arguments.nodes == "3" { 3 } else { 1 };
-    let layout = Layout::open(&folder, count, arguments.ports, &log)?;
+    let layout = Layout::open(&folder, arguments.nodes, arguments.ports, &log)?;
     if arguments.prepare {
         return Ok(());
     }
     run::block_on(|stop| serve(layout, arguments, stop))
+}
+
+/// With an even number a node more could be lost without anything gained.
+fn count(text: &str) -> Result<u16, String> {
+    let count = text.parse().ok().filter(|count| [1, 3, 5].contains(count));
+    count.ok_or_else(|| "1, 3 or 5 nodes are possible".to_owned())
 }
 
 /// `$XDG_DATA_HOME/drover-dev`, or what the standard says if that is not set.
