@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// An SDK that waits for something that never comes waits for ever.
@@ -52,6 +52,62 @@ pub fn node(script: &str) -> Command {
         .env("NODE_PATH", checkout.join(".env/node/node_modules"))
         .arg(checkout.join("tests/clients").join(script));
     command
+}
+
+/// A program that runs beside the test, to its end or until the test breaks it off. Dropped, it is killed.
+pub struct Beside {
+    child: Child,
+    errors: Lines<BufReader<ChildStderr>>,
+    said: String,
+}
+
+impl Beside {
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = piped
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{command:?} cannot be run: make build"))?;
+        let errors = BufReader::new(child.stderr.take().context("it is piped")?).lines();
+        Ok(Self { child, errors, said: String::new() })
+    }
+
+    /// Waits until a line of its standard error contains `wanted`.
+    pub async fn until_it_says(&mut self, wanted: &str) -> Result<()> {
+        timeout(PATIENCE, self.listen(wanted))
+            .await
+            .with_context(|| format!("no {wanted:?}"))??;
+        ensure!(self.said.contains(wanted), "it ended and said {:?}, not {wanted:?}", self.said);
+        Ok(())
+    }
+
+    /// Ctrl-C.
+    pub async fn interrupt(&self) -> Result<()> {
+        let process = self.child.id().context("it has ended already")?;
+        // There is no safe call for it in the standard library; every shell has one built in.
+        run(Command::new("sh").arg("-c").arg(format!("kill -INT {process}"))).await.map(drop)
+    }
+
+    /// Waits for its end; answers with whether it has succeeded, and all that its standard error said.
+    pub async fn end(mut self) -> Result<(bool, String)> {
+        let ending = async {
+            self.listen("\n").await?; // which no line has
+            self.child.wait().await
+        };
+        let status = timeout(PATIENCE, ending).await.context("it does not end")??;
+        Ok((status.success(), self.said))
+    }
+
+    async fn listen(&mut self, wanted: &str) -> std::io::Result<()> {
+        while let Some(line) = self.errors.next_line().await? {
+            self.said.push_str(&line);
+            self.said.push('\n');
+            if line.contains(wanted) {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A program that runs for as long as the test listens to it.

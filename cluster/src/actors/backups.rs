@@ -4,6 +4,7 @@
 //! acknowledged meanwhile may be. A restore makes a new cluster, with an id, nodes and placement of its own, which serves
 //! nobody until every shard is there: so one that was broken off has taken nothing from anybody, and can be begun again.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ impl Cluster {
         if self.meta().is_none() {
             return Err(Error::NotInitialized);
         }
+        self.check_restored()?;
         let deadline = self.deadline();
         for attempt in 0.. {
             let leader = match self.shared.router.target_of(group, attempt) {
@@ -76,15 +78,11 @@ impl Cluster {
     }
 
     /// Makes a cluster that waits for the records of its shards. Refused if there is one already, unless it waits for those of
-    /// the same backup.
+    /// the same backup: then that restore goes on.
     pub async fn begin_restore(&self, restoration: Restoration) -> Result<Arc<Meta>, Error> {
-        match self.meta() {
-            Some(meta) if meta.restoring.as_ref() == Some(&restoration.backup) => return Ok(meta),
-            Some(meta) => {
-                let cluster_id = meta.cluster_id.clone();
-                return Err(MetaRefusal::AlreadyInitialized { cluster_id }.into());
-            }
-            None => {}
+        if let Some(meta) = self.meta() {
+            check_same(&meta, &restoration)?;
+            return Ok(meta);
         }
         let backed_up =
             meta_of(&restoration.meta).map_err(|error| not_restored(GroupId::Meta, error))?;
@@ -137,6 +135,22 @@ impl Cluster {
         let cluster_id = meta.cluster_id.clone();
         Err(MetaRefusal::AlreadyInitialized { cluster_id }.into())
     }
+}
+
+/// What was begun goes on as it was begun: other nodes would be ignored in silence.
+fn check_same(begun: &Meta, restoration: &Restoration) -> Result<(), Error> {
+    if begun.restoring.as_ref() != Some(&restoration.backup) {
+        let cluster_id = begun.cluster_id.clone();
+        return Err(MetaRefusal::AlreadyInitialized { cluster_id }.into());
+    }
+    let members: BTreeMap<_, _> = restoration.members.iter().cloned().collect();
+    let factor = restoration.replication_factor.unwrap_or(begun.replication_factor);
+    if members == begun.members && factor == begun.replication_factor {
+        return Ok(());
+    }
+    let problem = "the restore that was broken off began with other nodes, addresses or replicas: name the same, or begin \
+                   anew with empty data folders on all of its nodes";
+    Err(Error::Invalid { field: "members".to_owned(), problem: problem.to_owned() })
 }
 
 fn meta_of(chunks: &[Chunk]) -> Result<Meta, String> {

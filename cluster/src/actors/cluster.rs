@@ -352,11 +352,17 @@ impl Cluster {
         let meta = self.shared.groups.meta();
         let meta = meta.borrow();
         let meta = meta.as_ref().ok_or(Error::NotInitialized)?;
-        // What a device did now would be lost if the restore were begun anew.
         if meta.restoring.is_some() {
             return Err(Error::Restoring);
         }
         Ok(ShardId::of(device, meta.shard_count))
+    }
+
+    /// While shards are being restored there is only a part of everything, and nobody may take it for the whole; what anybody
+    /// changed now would be lost if the restore were begun anew.
+    pub(super) fn check_restored(&self) -> Result<(), Error> {
+        let is_restoring = self.meta().is_some_and(|meta| meta.restoring.is_some());
+        if is_restoring { Err(Error::Restoring) } else { Ok(()) }
     }
 
     pub(super) async fn change_device(
@@ -397,6 +403,7 @@ impl Cluster {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
+        self.check_restored()?;
         self.shared.gauge.enter(bytes).ok_or_else(|| {
             metrics::refused("busy");
             Error::Busy { what: format!("node {}", self.shared.config.node) }

@@ -100,6 +100,7 @@ impl Cluster {
     }
 
     pub(super) async fn change_members(&self, change: MembershipChange) -> Result<(), Error> {
+        self.check_restored()?;
         self.change_meta(MetaChange::Membership(change)).await
     }
 

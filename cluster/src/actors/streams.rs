@@ -44,6 +44,7 @@ impl Cluster {
         from: Offset,
         limits: ReadLimits,
     ) -> Result<StreamPage, Error> {
+        self.check_restored()?;
         let ReadLimits { messages_max, bytes_max, wait_ms } = limits;
         let limit = PageLimit { messages: messages_max as usize, bytes: bytes_max as usize };
         if let Some(page) = serve::local_page(&self.shared, shard, from, limit) {

@@ -203,6 +203,13 @@ fn show(status: &ClusterStatus, shards: bool, out: &mut Output<'_>) -> Result<()
     if let Some(outlook) = upgrade::outlook(status) {
         out.line(&outlook)?;
     }
+    if !status.restoring.is_empty() {
+        out.line(&format!(
+            "It is being restored from backup {} and serves nobody until that is over: if it was broken off, give the same \
+             drover cluster backup restore again",
+            printable(&status.restoring)
+        ))?;
+    }
     out.table(&nodes_table(&status.nodes))?;
     let zones = Zones::of(status);
     if shards {
@@ -336,6 +343,7 @@ fn status_json(status: &ClusterStatus) -> Value {
         "movesPaused": status.moves_paused,
         "name": status.name,
         "activeLevel": status.active_level,
+        "restoring": (!status.restoring.is_empty()).then_some(&status.restoring),
         "upgradeHeld": status.upgrade_held,
     })
 }

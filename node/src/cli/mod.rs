@@ -27,6 +27,7 @@ mod node;
 mod output;
 mod policies;
 mod presence;
+mod progress;
 mod recover;
 mod send_many;
 mod tokens;

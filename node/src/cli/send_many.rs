@@ -3,6 +3,7 @@
 //! What was not queued for a passing reason, or perhaps was, is sent again: the command has a name in each mailbox, which
 //! makes that harmless.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::mem;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::client::Client;
 use super::commands::{Sending as Given, send_request, sent_json};
 use super::follow::Reopener;
 use super::output::{Form, Output};
-use super::{Failure, files};
+use super::{Failure, files, progress};
 use crate::clock;
 
 /// Commands in one message of the call.
@@ -52,8 +53,20 @@ pub(super) async fn call(
     let identities = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let left: Vec<_> = identities.map(|identity| addressed(&command, identity)).collect();
     let count = left.len();
-    let mut sending = Sending { left, refused: 0, until: Instant::now() + PATIENCE };
-    sending.send(client, out).await?;
+    let answered = Cell::new(0);
+    let mut sending =
+        Sending { left, refused: 0, answered: &answered, until: Instant::now() + PATIENCE };
+    let sent = progress::show(
+        || format!("{} of {count} answered", answered.get()),
+        sending.send(client, out),
+    );
+    if let Err(failure) = sent.await {
+        let (answered, id) = (answered.get(), &command.message_id);
+        eprintln!(
+            "drover: {answered} of {count} were answered; the same again with --message-id {id} adds nothing where it was queued"
+        );
+        return Err(failure);
+    }
     let (refused, unanswered) = (sending.refused, sending.left.len());
     let queued = count - refused - unanswered;
     match (queued == count, out.form()) {
@@ -72,15 +85,17 @@ fn addressed(command: &SendCommandRequest, identity: &str) -> SendCommandRequest
 }
 
 /// The commands of one invocation, over as many calls as it takes.
-struct Sending {
+struct Sending<'a> {
     /// Not known to be queued, nor to be refused for good.
     left: Vec<SendCommandRequest>,
     refused: usize,
+    /// Queued or refused for good, for whoever looks on.
+    answered: &'a Cell<usize>,
     /// What would pass is refused for good from then on.
     until: Instant,
 }
 
-impl Sending {
+impl Sending<'_> {
     async fn send(&mut self, client: &Client, out: &mut Output<'_>) -> Result<(), Failure> {
         let reopener = Reopener::default();
         let open = async |left: &[SendCommandRequest]| {
@@ -123,6 +138,7 @@ impl Sending {
                 }
                 let Some(command) = open.remove(&index) else { continue };
                 self.refused += usize::from(matches!(result, Sent::Error(_)));
+                self.answered.set(self.answered.get() + 1);
                 print(&command, &result, out)?;
             }
         };

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use drover_proto::admin::{
-    CommitCursorRequest, GetAuthorityRequest, GetDeviceRequest, GetStatusRequest,
+    ClusterStatus, CommitCursorRequest, GetAuthorityRequest, GetDeviceRequest, GetStatusRequest,
     ListCursorsRequest, Message, Twin,
 };
 use drover_tests::certificates::Authority;
 use drover_tests::clients::{Admin, Device};
 use drover_tests::nodes::{Nodes, mounting, program};
-use drover_tests::{programs, until, until_ok};
+use drover_tests::programs::{self, Beside};
+use drover_tests::{until, until_ok};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -111,14 +112,8 @@ async fn backed_up(nodes: &Nodes, folder: &Path) -> Result<Before> {
     Ok(before)
 }
 
-async fn backup(nodes: &Nodes, command: &[&str], folder: &Path) -> Result<Output> {
-    let mut drover = Command::new(program()?);
-    drover.args(["cluster", "backup"]).args(command).arg(folder).args(nodes.cli_arguments(0)?);
-    programs::output(&mut drover).await
-}
-
-/// `drover cluster backup restore` at the first of some nodes, with its bootstrap token.
-async fn restore(nodes: &Nodes, count: usize, folder: &Path) -> Result<Output> {
+/// Starts `drover cluster backup restore` at the first of some nodes, once that answers.
+async fn restoring(nodes: &Nodes, members: &[String], folder: &Path) -> Result<Command> {
     let token = nodes.data(0).join("admin.token");
     until_ok("the first node's token", async || fs::read_to_string(&token)).await;
     let admin = nodes.stranger(0)?;
@@ -129,11 +124,23 @@ async fn restore(nodes: &Nodes, count: usize, folder: &Path) -> Result<Output> {
     until("the first node to answer", status, answers).await.ok();
     let mut drover = Command::new(program()?);
     drover.args(["cluster", "backup", "restore"]).arg(folder).arg("--token-file").arg(token);
-    for member in nodes.member_arguments(count) {
-        drover.args(["--member", &member]);
+    for member in members {
+        drover.args(["--member", member]);
     }
     drover.args(nodes.endpoint_arguments(0));
+    Ok(drover)
+}
+
+async fn backup(nodes: &Nodes, command: &[&str], folder: &Path) -> Result<Output> {
+    let mut drover = Command::new(program()?);
+    drover.args(["cluster", "backup"]).args(command).arg(folder).args(nodes.cli_arguments(0)?);
     programs::output(&mut drover).await
+}
+
+/// `drover cluster backup restore` to its end, with the nodes as they are.
+async fn restore(nodes: &Nodes, count: usize, folder: &Path) -> Result<Output> {
+    let mut restoring = restoring(nodes, &nodes.member_arguments(count), folder).await?;
+    programs::output(&mut restoring).await
 }
 
 async fn is_as_before(nodes: &Nodes, before: &Before) -> Result<()> {
@@ -172,8 +179,7 @@ async fn is_as_before(nodes: &Nodes, before: &Before) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_cluster_of_three_under_load_is_restored_into_one_node_and_into_three_others()
--> Result<()> {
+async fn a_cluster_of_three_under_load_is_restored_into_one_node_and_into_five() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let backup_folder = folder.path().join("monday");
     let before = {
@@ -181,7 +187,7 @@ async fn a_cluster_of_three_under_load_is_restored_into_one_node_and_into_three_
         backed_up(&nodes, &backup_folder).await?
         // The cluster is gone: only its backup is left.
     };
-    for count in [1, 3] {
+    for count in [1, 5] {
         let nodes = Nodes::start_without_cluster(count)?;
         let made = restore(&nodes, count, &backup_folder).await?;
         assert!(made.status.success(), "into {count}: {made:?}");
@@ -196,6 +202,86 @@ async fn a_cluster_of_three_under_load_is_restored_into_one_node_and_into_three_
         assert_eq!(nodes.admin(0)?.twin("pump").await?, before.twin, "it is as it was");
     }
     Ok(())
+}
+
+/// Waits until some shards are restored, and others cannot be: their first replica is on a node that is down.
+async fn until_half_restored(nodes: &Nodes) -> Result<ClusterStatus> {
+    let admin = nodes.admin(0)?;
+    let status =
+        async || Ok(admin.cluster.clone().get_status(GetStatusRequest {}).await?.into_inner());
+    let is_half = |seen: &Result<ClusterStatus>| {
+        seen.as_ref().is_ok_and(|status| {
+            let shards = || status.shards.iter().filter(|group| group.shard.is_some());
+            !status.restoring.is_empty()
+                && shards().any(|shard| shard.leader.is_some())
+                && shards().any(|shard| shard.leader.is_none())
+        })
+    };
+    until("a part of the shards to be restored", status, is_half).await
+}
+
+/// What is half restored is nothing: not for devices, not for back ends, not for another backup.
+async fn serves_nobody(nodes: &Nodes, before: &Before, folder: &Path) -> Result<()> {
+    let ready = nodes.get(0, "/readyz").await;
+    ensure!(ready.is_err(), "{ready:?}");
+    let device = Device::connect(nodes.mqtt(0), "pump", &before.pump_key).await;
+    ensure!(device.is_err(), "a device is connected");
+    let admin = nodes.admin(0)?;
+    let reads = [admin.twin("pump").await.map(drop), admin.all_messages().await.map(drop)];
+    for (read, what) in reads.into_iter().zip(["a twin", "a stream"]) {
+        let refused = read.err().with_context(|| format!("{what} was read"))?;
+        ensure!(refused.message().contains("is being restored"), "{what}: {refused:?}");
+    }
+    let made = backup(nodes, &["create"], &folder.join("of-a-half")).await?;
+    ensure!(!made.status.success() && said(&made).contains("is being restored"), "{made:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restore_that_was_broken_off_serves_nobody_and_the_same_command_goes_on() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let place = folder.path().join("monday");
+    let before = {
+        let nodes = Nodes::start(3).await?;
+        backed_up(&nodes, &place).await?
+    };
+    let mut nodes = Nodes::start_without_cluster(3)?;
+    nodes.kill(2)?;
+    nodes.keep_admin_key(&before.admin_key)?;
+    let members = nodes.member_arguments(3);
+    // Ctrl-C: the command says what has become of it.
+    let mut running = Beside::start(&mut restoring(&nodes, &members, &place).await?)?;
+    until_half_restored(&nodes).await?;
+    running.until_it_says("is being filled").await?;
+    running.interrupt().await?;
+    let (succeeded, text) = running.end().await?;
+    assert!(!succeeded && text.contains("it was interrupted; cluster"), "{text}");
+    assert!(text.contains("give the same command again"), "{text}");
+    serves_nobody(&nodes, &before, folder.path()).await?;
+
+    // The node that it talks to is killed: the command notices.
+    let mut running = Beside::start(&mut restoring(&nodes, &members, &place).await?)?;
+    running.until_it_says("is being filled").await?;
+    nodes.kill(0)?;
+    let (succeeded, text) = running.end().await?;
+    assert!(!succeeded && text.contains("give the same command again"), "{text}");
+    nodes.restart(0)?;
+    until_half_restored(&nodes).await?;
+    serves_nobody(&nodes, &before, folder.path()).await?;
+
+    // The command is killed, and says nothing.
+    let mut running = Beside::start(&mut restoring(&nodes, &members, &place).await?)?;
+    running.until_it_says("is being filled").await?;
+    drop(running);
+
+    let mut fewer = restoring(&nodes, &members[..2], &place).await?;
+    let refused = programs::output(&mut fewer).await?;
+    assert!(said(&refused).contains("began with other nodes"), "{refused:?}");
+    nodes.restart(2)?;
+    let made = restore(&nodes, 3, &place).await?;
+    assert!(made.status.success(), "{made:?}");
+    nodes.until_ready().await;
+    is_as_before(&nodes, &before).await
 }
 
 #[tokio::test]

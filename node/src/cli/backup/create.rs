@@ -3,8 +3,8 @@
 //! A copy that breaks off, because a leader was lost in the middle of it, is begun again; what it has written is written over.
 
 use drover_cluster::core::ids::LogTime;
-use drover_proto::admin::CopyGroupRequest;
 use drover_proto::admin::copy_group_response::Part;
+use drover_proto::admin::{ClusterStatus, CopyGroupRequest};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use rand::RngCore as _;
 use tonic::{Code, Request};
@@ -38,13 +38,22 @@ pub(super) async fn create(
     }
     let began = now();
     let status = cluster::status(client).await?;
+    let written = progress.show(write(client, target, status, began, progress)).await;
+    written.map_err(|failure| unfinished(target, failure))
+}
+
+async fn write(
+    client: &Client,
+    target: &Target,
+    status: ClusterStatus,
+    began: String,
+    progress: &Progress,
+) -> Result<Manifest, Failure> {
     let shards = status.shards.iter().filter(|shard| shard.shard.is_some()).count() as u32;
     progress.expect(shards as usize + 1);
     let groups = std::iter::once(None).chain((0..shards).map(Some));
     let copies = groups.map(|shard| copy_until_done(client, target, shard, progress));
-    let copied: Result<Vec<Group>, Failure> =
-        stream::iter(copies).buffered(TOGETHER).try_collect().await;
-    let groups = copied.map_err(|failure| unfinished(target, failure))?;
+    let groups: Vec<Group> = stream::iter(copies).buffered(TOGETHER).try_collect().await?;
     let mut id = [0; ID_BYTES];
     rand::rng().fill_bytes(&mut id);
     let manifest = Manifest {
@@ -57,7 +66,7 @@ pub(super) async fn create(
         shards,
         groups,
     };
-    manifest::write(target, &manifest).await.map_err(|failure| unfinished(target, failure))?;
+    manifest::write(target, &manifest).await?;
     Ok(manifest)
 }
 

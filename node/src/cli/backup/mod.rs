@@ -73,7 +73,7 @@ pub(super) async fn call(
         Command::Create(place) => {
             let target = Target::open(&place.url)?;
             let client = connection.client()?;
-            let made = progress.show(create::create(&client, &target, &progress)).await?;
+            let made = create::create(&client, &target, &progress).await?;
             show(&made, "written", out)
         }
         Command::Verify(place) => {
@@ -91,8 +91,7 @@ pub(super) async fn call(
                 replicas: arguments.replicas,
             };
             let progress = Progress::default();
-            let restoring = restore::restore(&client, &target, &found, plan, &progress);
-            let cluster = progress.show(restoring).await?;
+            let cluster = restore::restore(&client, &target, &found, plan, &progress).await?;
             restored(&found, &cluster, out)
         }
     }

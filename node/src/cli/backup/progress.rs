@@ -1,12 +1,8 @@
-//! How far a copy is, said on standard error every few seconds: results alone go to standard output.
+//! How far a copy is.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
-use tokio::time::interval;
-
-/// Often enough to see that it goes on.
-const INTERVAL: Duration = Duration::from_secs(5);
+use crate::cli::{Failure, progress};
 
 /// Counts while the work is done.
 #[derive(Debug, Default)]
@@ -30,16 +26,11 @@ impl Progress {
     }
 
     /// Does the work, and says meanwhile how far it is.
-    pub(super) async fn show<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        let mut ticks = interval(INTERVAL);
-        ticks.tick().await; // the first comes at once
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                _ = ticks.tick() => eprintln!("drover: {}", self.text()),
-            }
-        }
+    pub(super) async fn show<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        progress::show(|| self.text(), work).await
     }
 
     fn text(&self) -> String {

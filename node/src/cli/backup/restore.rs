@@ -49,6 +49,19 @@ pub(super) async fn restore(
         meta: read_all(target, meta, progress).await?,
     };
     let begun = client.backups().begin_restore(client.request(request)).await?.into_inner();
+    eprintln!("drover: cluster {} is being filled", begun.cluster_id);
+    let filled = progress.show(fill(client, target, manifest, progress)).await;
+    filled.map_err(|failure| unfinished(&begun.cluster_id, failure))?;
+    Ok(begun.cluster_id)
+}
+
+/// Brings all shards, and lets the cluster serve.
+async fn fill(
+    client: &Client,
+    target: &Target,
+    manifest: &Manifest,
+    progress: &Progress,
+) -> Result<(), Failure> {
     let shards = manifest.groups.iter().filter_map(|group| Some((group.shard?, group)));
     let restored = shards.map(|(shard, group)| async move {
         restore_shard(client, shard, Reader::new(target, group, progress)).await?;
@@ -58,7 +71,14 @@ pub(super) async fn restore(
     stream::iter(restored).buffer_unordered(TOGETHER).try_collect::<()>().await?;
     // Without a deadline of its own: every shard of a large cluster is waited for.
     client.backups().end_restore(Request::new(EndRestoreRequest {})).await?;
-    Ok(begun.cluster_id)
+    Ok(())
+}
+
+fn unfinished(cluster: &str, failure: Failure) -> Failure {
+    Failure::Failed(format!(
+        "{failure}; cluster {cluster} serves nobody before all of the backup is there: give the same command again and it goes \
+         on, or begin anew with empty data folders on all nodes"
+    ))
 }
 
 async fn read_all(

@@ -145,6 +145,7 @@ pub(crate) fn status(status: &ClusterStatus) -> admin::ClusterStatus {
         moves_paused: status.meta.membership.is_paused,
         name: status.meta.name.clone(),
         active_level: status.meta.levels.active.get().into(),
+        restoring: status.meta.restoring.clone().unwrap_or_default(),
         upgrade_held: status.meta.levels.is_held,
     }
 }
