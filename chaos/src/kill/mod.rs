@@ -15,7 +15,7 @@ mod device;
 pub mod failover;
 mod faults;
 pub mod plan;
-mod readback;
+pub(crate) mod readback;
 mod recipient;
 pub mod report;
 mod talk;
@@ -34,6 +34,7 @@ use tokio::time::{Instant, timeout};
 use crate::fleet::Fleet;
 use crate::history::DeviceHistory;
 use crate::nodes::{Nodes, Shape};
+use crate::promises::p1_telemetry::Streams;
 use crate::promises::p3_commands::{self, Terms};
 use crate::promises::{Checked, p1_telemetry, p2_twin, p4_methods};
 use clock::Clock;
@@ -74,6 +75,8 @@ pub struct Driven {
     /// All devices.
     pub histories: Vec<DeviceHistory>,
     pub checked: Checked,
+    /// The stream of each shard at the end.
+    pub streams: Streams,
     /// When commands and calls were under way.
     pub under_way: UnderWay,
     /// How far all groups' terms have grown together.
@@ -114,17 +117,18 @@ async fn check(
     nodes: &Nodes,
     histories: &[DeviceHistory],
     talked: &Talked,
-) -> anyhow::Result<Checked> {
+) -> anyhow::Result<(Checked, Streams)> {
     let kept = readback::read(nodes, plan.shards, histories).await?;
     let mut telemetry = p1_telemetry::check(histories, &kept.streams);
     telemetry.violations.extend(kept.violations);
     let terms = Terms { deliveries_max: DELIVERIES_MAX, skew_ms: plan.skew_ms };
-    Ok(Checked {
+    let checked = Checked {
         telemetry,
         twins: p2_twin::check(histories, &kept.twins),
         commands: p3_commands::check(&talked.mailboxes, &kept.ledgers, terms),
         methods: p4_methods::check(&talked.calls),
-    })
+    };
+    Ok((checked, kept.streams))
 }
 
 /// All devices of a run.
@@ -168,7 +172,7 @@ impl Devices {
         driven.histories = [driven.senders.clone(), talked.telemetry.clone()].concat();
         if driven.unfinished.is_empty() {
             let checked = check(plan, nodes, &driven.histories, &talked).await;
-            driven.checked = driven.note(checked).unwrap_or_default();
+            (driven.checked, driven.streams) = driven.note(checked).unwrap_or_default();
         }
         driven
     }

@@ -17,15 +17,15 @@ use crate::promises::Violation;
 use crate::promises::p1_telemetry::Streams;
 
 #[derive(Default)]
-pub(super) struct Kept {
-    pub(super) streams: Streams,
-    pub(super) twins: BTreeMap<String, FinalTwin>,
+pub(crate) struct Kept {
+    pub(crate) streams: Streams,
+    pub(crate) twins: BTreeMap<String, FinalTwin>,
     pub(super) ledgers: BTreeMap<String, Ledger>,
     /// Two reads that differ.
-    pub(super) violations: Vec<Violation>,
+    pub(crate) violations: Vec<Violation>,
 }
 
-pub(super) async fn read(
+pub(crate) async fn read(
     nodes: &Nodes,
     shards: u32,
     histories: &[DeviceHistory],

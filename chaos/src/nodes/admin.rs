@@ -23,6 +23,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request};
 
 use super::backend::Backend;
+use super::backup::connection_string;
 use super::files::Layout;
 use super::{DEVICE_KEY, HOST};
 use crate::fleet::Fleet;
@@ -42,6 +43,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_mins(2);
 pub struct Admin {
     nodes: Vec<Channel>,
     credential: MetadataValue<Ascii>,
+    connection_string: String,
 }
 
 impl Admin {
@@ -53,7 +55,8 @@ impl Admin {
         patience: Duration,
     ) -> anyhow::Result<Self> {
         let nodes = channels(layout)?;
-        let bootstrap = Self { nodes, credential: format!("Bearer {bootstrap_token}").parse()? };
+        let credential = format!("Bearer {bootstrap_token}").parse()?;
+        let bootstrap = Self { nodes, credential, connection_string: String::new() };
         let addresses = layout.admin_addresses().into_iter().zip(layout.peer_addresses());
         let member = |(index, (admin, peer)): (usize, (_, _))| Member {
             number: index as u32 + 1,
@@ -80,7 +83,18 @@ impl Admin {
             answer.policies.iter().find(|policy| policy.permissions.contains(&administers));
         let policy = policy.context("no policy may administer the cluster")?;
         let token = sas::token(HOST, &policy.primary_key, Some(&policy.name))?;
-        Ok(Self { credential: token.parse()?, ..bootstrap })
+        let connection_string = connection_string(&policy.name, &policy.primary_key);
+        Ok(Self { credential: token.parse()?, connection_string, ..bootstrap })
+    }
+
+    /// A client of other nodes, by the same policy.
+    pub(super) fn at(&self, layout: &Layout) -> anyhow::Result<Self> {
+        Ok(Self { nodes: channels(layout)?, ..self.clone() })
+    }
+
+    /// For the command line.
+    pub(super) fn connection_string(&self) -> &str {
+        &self.connection_string
     }
 
     pub(super) fn request<T>(&self, message: T) -> Request<T> {

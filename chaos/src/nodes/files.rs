@@ -12,7 +12,7 @@ use super::{Front, Place};
 use crate::ports;
 
 /// Written by a node that has not been initialized; it proves that whoever initializes it may read its disk.
-const BOOTSTRAP_TOKEN: &str = "admin.token";
+pub(super) const BOOTSTRAP_TOKEN: &str = "admin.token";
 
 pub(super) struct Layout {
     folder: PathBuf,
@@ -46,7 +46,11 @@ impl Layout {
             });
         let hub = Authority::new("chaos hub")?;
         let members = Authority::new("chaos members")?;
-        hub.sign(folder, "server", &[super::HOST, "127.0.0.1"])?;
+        let addresses = places.iter().filter_map(|place| place.address);
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        let names = [super::HOST, "127.0.0.1"].into_iter();
+        let names: Vec<&str> = names.chain(addresses.iter().map(String::as_str)).collect();
+        hub.sign(folder, "server", &names)?;
         fs::write(folder.join("peer-ca.pem"), &members.pem)?;
         let layout =
             Self { folder: folder.to_owned(), ca_pem: hub.pem.clone(), nodes: nodes.collect() };
@@ -57,6 +61,13 @@ impl Layout {
             fs::write(layout.config(node), layout.text(node).to_string())?;
         }
         Ok(layout)
+    }
+
+    /// Whom the command line is to trust.
+    pub(super) fn write_ca(&self) -> anyhow::Result<PathBuf> {
+        let file = self.folder.join("ca.pem");
+        fs::write(&file, &self.ca_pem)?;
+        Ok(file)
     }
 
     /// Writes what a node at `place` needs that is no founder, into a folder of its own, which is the answer.

@@ -1,12 +1,13 @@
 //! A real cluster: `drover node` processes on loopback, started, killed and started again.
 //!
 //! [`authority`] makes the certificates, [`files`] the configuration, [`admin`] speaks to the API, [`commands`] to devices
-//! through it, and [`backend`] as fast as it goes; [`spare`] is a node that joins later. What the cluster stores lives in a
+//! through it, and [`backend`] as fast as it goes; [`spare`] is a node that joins later, [`backup`] copies all of it. What the cluster stores lives in a
 //! temporary folder that goes when the cluster goes.
 
 pub mod admin;
 pub mod authority;
 pub mod backend;
+pub mod backup;
 pub mod commands;
 mod files;
 mod program;

@@ -8,6 +8,7 @@ pub mod p1_telemetry;
 pub mod p2_twin;
 pub mod p3_commands;
 pub mod p4_methods;
+pub mod restored;
 pub mod twin_section;
 
 use serde::Serialize;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep};
 
+use super::backup::Copying;
 use super::herd::Herd;
 use super::member::Churn;
 use super::nemesis::Nemesis;
@@ -35,7 +36,7 @@ pub struct Fault {
     pub shards: Vec<u32>,
     pub from_ms: u64,
     pub until_ms: u64,
-    /// Packets, writes, syncs, processes, connections, replicas or answers that it hit. With 0 there was no fault.
+    /// Packets, writes, syncs, processes, connections, replicas, answers or backups that it hit. With 0 there was no fault.
     pub evidence: u64,
     pub detail: String,
     /// What the node did that it must not.
@@ -198,6 +199,10 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             let poison = Poison::at(nodes, node);
             Ok(Seen::later(|over| poison.spread(over)))
         }
+        Nemesis::Backup => {
+            let copying = Copying { operator: nodes.operator(node)?, shelf: site.shelf() };
+            Ok(Seen::later(|over| copying.repeat(over)))
+        }
     }
 }
 
@@ -241,7 +246,7 @@ pub(super) async fn heal(
         Nemesis::Clock => site.set_clock(node, 0)?,
         Nemesis::Herd => site.network().cut_clients(node, false).await?,
         // They end by themselves.
-        Nemesis::Member | Nemesis::Poison => {}
+        Nemesis::Member | Nemesis::Poison | Nemesis::Backup => {}
     }
     Ok(seen)
 }

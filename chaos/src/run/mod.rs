@@ -8,6 +8,7 @@
 //! times and the same devices, not the same interleaving.
 
 mod around;
+mod backup;
 mod fault;
 mod herd;
 mod member;
@@ -28,10 +29,11 @@ use anyhow::Context as _;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::kill;
 use crate::kill::report::Verdict;
+use crate::kill::{self, Driven};
 use crate::net::lab::Lab;
 use crate::nodes::Nodes;
+use crate::promises::restored::Restored;
 use fault::{Fault, Seen};
 use nemesis::Nemesis;
 use plan::{Draw, Period, Plan};
@@ -73,25 +75,50 @@ async fn run_all(
         let applied = apply(&plan, &site, nodes, begin, &mut faults).await;
         // Whatever went wrong, nothing stays broken: the checks read from all nodes.
         let healed = site.heal_all().await;
-        (faults, applied.and(healed))
+        (faults, applied.and(healed), begin)
     })
     .await;
+    let driven = match driven {
+        Ok((applied, driven)) => Ok(restore_backup(&plan, &site, &nodes, applied, driven).await),
+        Err(error) => Err(error),
+    };
     // A disk can be unmounted only when nobody has files open on it.
     for node in 0..nodes.count() {
         nodes.end(node).await?;
     }
     let judged = driven
-        .map(|((faults, applied), mut driven)| {
-            // A cluster that does not heal has broken a promise: that is a finding, and the report shows how it came to it.
-            driven.unfinished.extend(applied.err().map(|error| format!("{error:#}")));
-            Report::new(&plan, faults, driven, left_out)
-        })
+        .map(|(faults, driven, restored)| Report::new(&plan, faults, driven, restored, left_out))
         .with_context(|| plan.replay());
     let has_passed = judged.as_ref().is_ok_and(|report| report.verdict == Verdict::Valid);
     if let Some(logs) = logs.filter(|_| !has_passed) {
         nodes.copy_logs(logs)?;
     }
     judged
+}
+
+/// What was applied, and from when on.
+type Applied = (Vec<Fault>, anyhow::Result<()>, Instant);
+
+/// A cluster that does not heal has broken a promise: that is a finding, and the report shows how it came to it. Of one that
+/// heals, the last backup is looked at, too.
+async fn restore_backup(
+    plan: &Plan,
+    site: &Site,
+    nodes: &Nodes,
+    (faults, applied, begin): Applied,
+    mut driven: Driven,
+) -> (Vec<Fault>, Driven, Restored) {
+    driven.unfinished.extend(applied.err().map(|error| format!("{error:#}")));
+    let mut restored = Restored::default();
+    if driven.unfinished.is_empty() {
+        let found =
+            backup::restore(&site.shelf(), nodes, plan.workload.shards, begin, &driven).await;
+        match found {
+            Ok(found) => restored = found,
+            Err(error) => driven.unfinished.push(format!("{error:#}")),
+        }
+    }
+    (faults, driven, restored)
 }
 
 /// What some nemeses need that can be had only while all is well.

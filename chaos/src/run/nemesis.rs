@@ -45,6 +45,8 @@ pub enum Nemesis {
     Herd,
     /// What is malformed or at a limit is sent all the time (N-27, N-28).
     Poison,
+    /// The cluster is backed up, again and again; after the run the last backup is restored (I-42).
+    Backup,
 }
 
 /// Nemeses of one family do not go together; of each family a period has one or none.
@@ -55,6 +57,7 @@ pub enum Family {
     Disk,
     Clock,
     Clients,
+    Operator,
     /// The last: what is begun in a period for its members may take longer than the period.
     Members,
 }
@@ -70,8 +73,15 @@ pub(super) enum Need {
 }
 
 impl Family {
-    pub const ALL: [Self; 6] =
-        [Self::Process, Self::Network, Self::Disk, Self::Clock, Self::Clients, Self::Members];
+    pub const ALL: [Self; 7] = [
+        Self::Process,
+        Self::Network,
+        Self::Disk,
+        Self::Clock,
+        Self::Clients,
+        Self::Operator,
+        Self::Members,
+    ];
 }
 
 impl Nemesis {
@@ -93,6 +103,7 @@ impl Nemesis {
             Self::SlowDisk | Self::FullDisk => Family::Disk,
             Self::Clock => Family::Clock,
             Self::Poison => Family::Clients,
+            Self::Backup => Family::Operator,
             Self::Member => Family::Members,
         }
     }
@@ -108,7 +119,8 @@ impl Nemesis {
             | Self::SlowNet
             | Self::Member
             | Self::Herd
-            | Self::Poison => Need::Nothing,
+            | Self::Poison
+            | Self::Backup => Need::Nothing,
             Self::Power
             | Self::PowerAll
             | Self::HungDisk
@@ -137,7 +149,8 @@ impl Nemesis {
             | Self::Clock
             | Self::Member
             | Self::Herd
-            | Self::Poison => false,
+            | Self::Poison
+            | Self::Backup => false,
         }
     }
 }

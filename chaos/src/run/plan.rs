@@ -196,9 +196,10 @@ impl Period {
             };
             let is_process = |draw: &Draw| draw.nemesis.family() == Family::Process;
             let process = draws.iter().find(|draw| is_process(draw));
-            let concerns_itself =
-                matches!(nemesis.family(), Family::Disk | Family::Clock | Family::Clients)
-                    || *nemesis == Nemesis::Herd;
+            let concerns_itself = matches!(
+                nemesis.family(),
+                Family::Disk | Family::Clock | Family::Clients | Family::Operator
+            ) || *nemesis == Nemesis::Herd;
             if concerns_itself && process.is_some_and(|draw| draw.node == node) {
                 node = (node + 1) % nodes;
             }

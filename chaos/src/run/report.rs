@@ -15,6 +15,7 @@ use super::timeline::{Second, timeline};
 use crate::kill::Driven;
 use crate::kill::report::{Verdict, complaints, connections};
 use crate::promises::Checked;
+use crate::promises::restored::Restored;
 
 /// Lines of a kind that are printed; the JSON has them all.
 const SHOWN_MAX: usize = 20;
@@ -35,6 +36,8 @@ pub struct Report {
     pub unknown: u64,
     #[serde(flatten)]
     pub checked: Checked,
+    /// What the last backup was when the run was over; nothing if there was none.
+    pub restored: Restored,
     /// Commands, cancellations and calls that were under way when a fault began.
     pub under_way_at_faults: u64,
     /// How far all groups' terms have grown together.
@@ -59,9 +62,11 @@ impl Report {
         plan: &Plan,
         faults: Vec<Fault>,
         driven: Driven,
+        restored: Restored,
         left_out: Vec<LeftOut>,
     ) -> Self {
-        let violations = violations(&faults, &driven);
+        let mut violations = violations(&faults, &driven);
+        violations.extend(restored.violations.iter().map(ToString::to_string));
         let begun: Vec<u64> = faults.iter().map(|fault| fault.from_ms).collect();
         let under_way_at_faults = driven.under_way.at(&begun);
         let takeovers_in_flight = takeovers_in_flight(&driven.histories);
@@ -70,6 +75,9 @@ impl Report {
             .map(|nemesis| format!("{nemesis} never hit anything"))
             .collect();
         vacuous.extend(too_little(plan, &faults, &driven));
+        if plan.nemeses.contains(&Nemesis::Backup) && restored.owed == 0 {
+            vacuous.push("no backup was restored that owed anything".to_owned());
+        }
         if faults.is_empty() {
             vacuous.push("there was no fault".to_owned());
         }
@@ -110,6 +118,7 @@ impl Report {
             left_out,
             timeline: timeline(&histories),
             checked,
+            restored,
             faults,
         }
     }
@@ -198,6 +207,10 @@ impl fmt::Display for Report {
             "methods    {} called, {} answered, {} unknown; {} commands and calls under way at a fault",
             methods.called, methods.answered, methods.unknown, self.under_way_at_faults
         )?;
+        if self.restored.owed > 0 {
+            let Restored { messages, owed, .. } = self.restored;
+            writeln!(f, "restored   {messages} messages, {owed} changes owed by the last backup")?;
+        }
         let faults = self.by_nemesis().into_iter();
         let faults: Vec<String> = faults
             .map(|(nemesis, (faults, evidence))| format!("{faults} {nemesis} ({evidence} hits)"))
@@ -215,15 +228,7 @@ impl fmt::Display for Report {
             let bound = self.loss_bound;
             writeln!(f, "bound      less than {bound:.1e} of messages are lost (95 %)")?;
         }
-        for LeftOut { nemesis, reason } in &self.left_out {
-            writeln!(f, "LEFT OUT   {nemesis}: {reason}")?;
-        }
-        for violation in self.violations.iter().take(SHOWN_MAX) {
-            writeln!(f, "BROKEN     {violation}")?;
-        }
-        for reason in &self.vacuous {
-            writeln!(f, "VACUOUS    {reason}")?;
-        }
+        self.write_findings(f)?;
         let violations = self.violations.len();
         write!(
             f,
@@ -233,11 +238,28 @@ impl fmt::Display for Report {
     }
 }
 
+impl Report {
+    /// What was left out, what is wrong, and what proves too little.
+    fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for LeftOut { nemesis, reason } in &self.left_out {
+            writeln!(f, "LEFT OUT   {nemesis}: {reason}")?;
+        }
+        for violation in self.violations.iter().take(SHOWN_MAX) {
+            writeln!(f, "BROKEN     {violation}")?;
+        }
+        for reason in &self.vacuous {
+            writeln!(f, "VACUOUS    {reason}")?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::promises::Violation;
     use crate::run::page;
 
     #[test]
@@ -245,10 +267,25 @@ mod tests {
         let plan = Plan::new(1, Duration::from_mins(1), vec![Nemesis::Kill]);
         let unfinished = vec!["node 2 <gave up>".to_owned()];
         let driven = Driven { unfinished, ..Driven::default() };
-        let report = Report::new(&plan, Vec::new(), driven, Vec::new());
+        let report = Report::new(&plan, Vec::new(), driven, Restored::default(), Vec::new());
         assert_eq!(report.verdict, Verdict::Invalid);
         assert!(report.violations[0].contains("node 2 <gave up>"), "{:?}", report.violations);
         assert!(page::html(&report).contains("node 2 &lt;gave up&gt;"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_restored_backup_fails_the_run_and_so_does_none() {
+        let plan = Plan::new(1, Duration::from_mins(1), vec![Nemesis::Backup]);
+        let faults = vec![Fault::sample(Nemesis::Backup, Vec::new(), 0)];
+        let report = |restored: Restored| {
+            Report::new(&plan, faults.clone(), Driven::default(), restored, Vec::new())
+        };
+        let nothing = report(Restored::default());
+        assert!(nothing.vacuous.iter().any(|why| why.contains("no backup")), "{nothing}");
+        let lost = Violation::new("I-42 restored backups", "device 7", "message 3 is not there");
+        let lost = report(Restored { owed: 1, violations: vec![lost], messages: 0 });
+        assert_eq!(lost.verdict, Verdict::Invalid);
+        assert!(lost.violations[0].contains("message 3"), "{:?}", lost.violations);
     }
 
     #[test]
@@ -257,7 +294,8 @@ mod tests {
         let hit = |nemesis, evidence| Fault { evidence, ..Fault::sample(nemesis, Vec::new(), 0) };
         let faults = [hit(Nemesis::Kill, 1), hit(Nemesis::Power, 0)];
         assert_eq!(never_hit(&plan, &faults), [Nemesis::Power]);
-        let report = Report::new(&plan, faults.to_vec(), Driven::default(), Vec::new());
+        let report =
+            Report::new(&plan, faults.to_vec(), Driven::default(), Restored::default(), Vec::new());
         assert_eq!(report.verdict, Verdict::Vacuous);
     }
 }

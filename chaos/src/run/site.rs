@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
+use super::backup::Shelf;
 use super::nemesis::{Need, Nemesis};
 use super::network::{Cut, Network, Proxies};
 use super::plan::Plan;
@@ -40,6 +42,7 @@ pub(super) struct Site {
     places: Vec<Place>,
     founders: usize,
     spare: Option<Arc<Mutex<Spare>>>,
+    shelf: Rc<Shelf>,
     _folder: TempDir,
 }
 
@@ -91,8 +94,9 @@ impl Site {
             Some(LeftOut { nemesis: *nemesis, reason: reason.clone() })
         });
         let left_out = left_out.collect();
-        let spare = None;
-        Ok((Self { network, disks, clocks, places, founders, spare, _folder: folder }, left_out))
+        let (spare, shelf) = (None, Shelf::new(folder.path().join("backups")));
+        let site = Self { network, disks, clocks, places, founders, spare, shelf, _folder: folder };
+        Ok((site, left_out))
     }
 
     /// Where the founders live.
@@ -115,6 +119,11 @@ impl Site {
 
     pub(super) fn spare(&self) -> anyhow::Result<Arc<Mutex<Spare>>> {
         self.spare.clone().context("there is no place where a node could join")
+    }
+
+    /// Where backups are put.
+    pub(super) fn shelf(&self) -> Rc<Shelf> {
+        Rc::clone(&self.shelf)
     }
 
     pub(super) fn network(&self) -> &Network {
