@@ -694,6 +694,24 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_can_be_taken_back_as_long_as_the_node_is_a_member() {
+        let mut state = Some(cluster(4));
+        let departure = Departure::Removed;
+        change(&mut state, MembershipChange::Depart { node: node(4), departure })
+            .expect("three are left");
+        change(&mut state, MembershipChange::Return { node: node(4) }).expect("it is a member");
+        assert!(of(state.as_ref()).staying().any(|stays| stays == node(4)));
+        change(&mut state, MembershipChange::Depart { node: node(4), departure })
+            .expect("three are left");
+        if let Some(meta) = &mut state {
+            meta.placement.values_mut().for_each(|placed| placed.retain(|of| *of != node(4)));
+        }
+        change(&mut state, MembershipChange::Forget { node: node(4) }).expect("it holds nothing");
+        let gone = Err(MembershipRefusal::MemberNotFound { node: node(4) });
+        assert_eq!(change(&mut state, MembershipChange::Return { node: node(4) }), gone);
+    }
+
+    #[test]
     fn a_move_replaces_a_replica_in_its_place_and_what_it_left_is_void() {
         let mut state = Some(cluster(4));
         let shard = first_shard(state.as_ref());

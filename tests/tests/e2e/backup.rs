@@ -131,10 +131,14 @@ async fn restoring(nodes: &Nodes, members: &[String], folder: &Path) -> Result<C
     Ok(drover)
 }
 
-async fn backup(nodes: &Nodes, command: &[&str], folder: &Path) -> Result<Output> {
+fn backing_up(nodes: &Nodes, command: &[&str], folder: &Path) -> Result<Command> {
     let mut drover = Command::new(program()?);
     drover.args(["cluster", "backup"]).args(command).arg(folder).args(nodes.cli_arguments(0)?);
-    programs::output(&mut drover).await
+    Ok(drover)
+}
+
+async fn backup(nodes: &Nodes, command: &[&str], folder: &Path) -> Result<Output> {
+    programs::output(&mut backing_up(nodes, command, folder)?).await
 }
 
 /// `drover cluster backup restore` to its end, with the nodes as they are.
@@ -282,6 +286,26 @@ async fn a_restore_that_was_broken_off_serves_nobody_and_the_same_command_goes_o
     assert!(made.status.success(), "{made:?}");
     nodes.until_ready().await;
     is_as_before(&nodes, &before).await
+}
+
+#[tokio::test]
+async fn a_backup_that_is_interrupted_says_how_far_it_was_and_is_none() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let place = folder.path().join("monday");
+    let mut nodes = Nodes::start(3).await?;
+    for lost in [1, 2] {
+        nodes.kill(lost)?;
+    }
+    // Nobody leads: it waits for the leaders.
+    let mut running = Beside::start(&mut backing_up(&nodes, &["create"], &place)?)?;
+    running.until_it_says("0 of 5 groups").await?;
+    running.interrupt().await?;
+    let (succeeded, text) = running.end().await?;
+    assert!(!succeeded && text.contains("it was interrupted; what was written"), "{text}");
+    assert!(text.contains("is no backup: remove it"), "{text}");
+    let verified = backup(&nodes, &["verify"], &place).await?;
+    assert!(!verified.status.success() && said(&verified).contains("not finished"), "{verified:?}");
+    Ok(())
 }
 
 #[tokio::test]
