@@ -17,6 +17,7 @@ pub mod command;
 pub mod disk;
 pub mod fleet;
 pub mod history;
+pub mod http;
 pub mod kill;
 pub mod load;
 pub mod mqtt;

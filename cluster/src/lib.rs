@@ -13,6 +13,7 @@
 pub mod actors;
 pub mod metrics;
 pub mod raft;
+mod recent;
 pub mod storage;
 pub mod wire;
 

@@ -22,6 +22,7 @@ const PEER_ENVELOPES_SENT: &str = "drover_raft_peer_envelopes_sent_total";
 const PEER_FRAMES_RECEIVED: &str = "drover_raft_peer_frames_received_total";
 const PEER_ENVELOPES_RECEIVED: &str = "drover_raft_peer_envelopes_received_total";
 const PEER_MESSAGES_DROPPED: &str = "drover_raft_peer_messages_dropped_total";
+const SNAPSHOT_BYTES_SENT: &str = "drover_raft_snapshot_bytes_sent_total";
 const SESSIONS: &str = "drover_actors_sessions";
 const ACTIVE_DEVICES: &str = "drover_actors_active_devices";
 const ENTRY_CHANGES: &str = "drover_actors_entry_changes";
@@ -56,6 +57,11 @@ pub fn describe() {
     describe_counter!(
         PEER_MESSAGES_DROPPED,
         "Messages without an answer that were dropped because a peer, or a queue, could not take them."
+    );
+    describe_counter!(
+        SNAPSHOT_BYTES_SENT,
+        Unit::Bytes,
+        "Keys and values in snapshots that were sent, for moves, for followers that were away and for backups."
     );
     describe_lag();
     describe_storage();
@@ -188,6 +194,10 @@ pub(crate) fn peer_frame_received(envelopes: usize) {
 
 pub(crate) fn peer_message_dropped() {
     counter!(PEER_MESSAGES_DROPPED).increment(1);
+}
+
+pub(crate) fn snapshot_sent(bytes: usize) {
+    counter!(SNAPSHOT_BYTES_SENT).increment(bytes as u64);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]

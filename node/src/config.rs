@@ -139,6 +139,7 @@ pub struct Raft {
     pub election_min: Span,
     pub election_max: Span,
     pub log_entries_kept: u64,
+    pub snapshot_rate: ByteSize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -269,6 +270,7 @@ impl Default for Raft {
             election_min: Span::milliseconds(500),
             election_max: Span::milliseconds(750),
             log_entries_kept: 10_000,
+            snapshot_rate: ByteSize::kib(16 * 1024),
         }
     }
 }

@@ -176,7 +176,7 @@ impl Nodes {
 
     /// A page of a node's HTTP listener; an error if the status is not 200.
     pub async fn get(&self, index: usize, path: &str) -> Result<String> {
-        crate::clients::http_get(self.http(index), path).await
+        drover_chaos::http::get(self.http(index), path).await
     }
 
     /// A client of the admin API at one node, with every permission.
@@ -300,10 +300,18 @@ impl Nodes {
     /// Sends SIGHUP to a node.
     pub fn hang_up(&self, index: usize) -> Result<()> {
         let process = self.members[index].process.as_ref().context("the node does not run")?;
-        // There is no safe call for it in the standard library; every shell has one built in.
-        let sent = Command::new("sh").arg("-c").arg(format!("kill -HUP {}", process.id())).status();
-        ensure!(sent?.success(), "the signal was not sent");
-        Ok(())
+        signal("HUP", process.id())
+    }
+
+    /// Gives a node a sixth of a CPU's time, in pieces of 50 ms, until the answer is dropped.
+    pub fn starve(&self, index: usize) -> Result<Starving> {
+        let process = self.members[index].process.as_ref().context("the node does not run")?;
+        let node = process.id();
+        let pieces = format!(
+            "while kill -STOP {node} && sleep 0.25 && kill -CONT {node} && sleep 0.05; do :; done"
+        );
+        let pieces = Command::new("sh").arg("-c").arg(pieces).stderr(Stdio::null()).spawn()?;
+        Ok(Starving { node, pieces })
     }
 
     /// Changes a key of a node's configuration from its next start on.
@@ -370,6 +378,28 @@ impl Drop for Nodes {
             eprintln!("the nodes' logs and data are kept in {}", folder.keep().display());
         }
     }
+}
+
+/// A node that gets too little CPU as long as this is there.
+#[derive(Debug)]
+pub struct Starving {
+    node: u32,
+    pieces: Child,
+}
+
+impl Drop for Starving {
+    fn drop(&mut self) {
+        // What cannot be ended has ended, and so may the node have.
+        let _ended = self.pieces.kill().and_then(|()| self.pieces.wait());
+        let _continued = signal("CONT", self.node);
+    }
+}
+
+/// There is no safe call for it in the standard library; every shell has one built in.
+fn signal(name: &str, process: u32) -> Result<()> {
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status();
+    ensure!(sent?.success(), "the signal was not sent");
+    Ok(())
 }
 
 /// Runs what is appended to it with a file system of this size at `folder`, which nobody else sees.

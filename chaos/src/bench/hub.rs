@@ -17,7 +17,7 @@ use crate::{kill, process};
 
 pub(super) const SHARDS: u32 = 16;
 const SHARDS_MANY: u32 = 256;
-const DEVICES: &str = "bench-{n}";
+pub(super) const DEVICES: &str = "bench-{n}";
 /// Caches and compactions come to rest before memory or idle CPU is read.
 pub(super) const SETTLE: Duration = Duration::from_secs(5);
 const RESTART_TIMEOUT: Duration = Duration::from_mins(2);

@@ -1,6 +1,7 @@
 //! Nodes that come and go under load, and leaders that move because somebody wants them to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -9,17 +10,22 @@ use drover_proto::admin::ClusterStatus;
 use tokio::time::{Instant, sleep};
 
 use super::figures::System;
-use super::hub::{SETTLE, SHARDS, fill, start};
+use super::hub::{DEVICES as DEVICE_IDS, SETTLE, SHARDS, fill, start};
 use super::{Row, Sitting};
 use crate::fleet::Fleet;
+use crate::http;
 use crate::load::steady::Steady;
-use crate::nodes::{Nodes, Place};
+use crate::nodes::{Nodes, Place, Spare};
 use crate::peers::until_ok;
 
 const DEVICES: usize = 64;
 /// What is there to be copied, in messages of 200 bytes.
 const STORED: usize = 400_000;
 const REPLICAS: usize = 3;
+const SENT_BYTES: &str = "drover_raft_snapshot_bytes_sent_total";
+/// Shards that are older than a few minutes have more entries behind them than their logs keep, so new replicas get snapshots. So
+/// do these.
+const ENTRIES_KEPT: [&str; 2] = ["DROVER_RAFT__LOG_ENTRIES_KEPT", "500"];
 /// Moves are given up that take longer.
 const PATIENCE: Duration = Duration::from_mins(5);
 const LOOK: Duration = Duration::from_millis(100);
@@ -42,16 +48,21 @@ pub(super) async fn all(sitting: &mut Sitting) {
 }
 
 async fn grow_and_shrink(sitting: &mut Sitting) -> anyhow::Result<()> {
-    let (mut nodes, fleet) = start(3, SHARDS).await?;
+    let place =
+        Place { environment: vec![ENTRIES_KEPT.map(str::to_owned).into()], ..Place::default() };
+    let mut nodes = Nodes::start_at(vec![place.clone(); 3], SHARDS).await?;
+    let fleet = nodes.fleet(DEVICE_IDS);
     nodes.admin().create_devices(&fleet, 0..100).await?;
     fill(&fleet, sitting.options.scaled(STORED)).await?;
     sleep(SETTLE).await;
     // At founding members only: their sessions stay while the cluster grows and shrinks, so that moves alone are measured.
     let load = Steady::start(&fleet, DEVICES, Duration::ZERO);
+    let mut spares = [nodes.spare(place.clone())?, nodes.spare(place)?];
+    let pages: Vec<SocketAddr> =
+        nodes.http().into_iter().chain(spares.each_ref().map(Spare::http)).collect();
 
-    let before = throughput(sitting, &load).await;
-    let watch = Watch::begin(&load);
-    let mut spares = [nodes.spare(Place::default())?, nodes.spare(Place::default())?];
+    let three = throughput(sitting, &load).await;
+    let watch = Watch::begin(&nodes, &load, &pages).await?;
     for spare in &mut spares {
         spare.join(&nodes.admin().join_token().await?)?;
     }
@@ -61,21 +72,23 @@ async fn grow_and_shrink(sitting: &mut Sitting) -> anyhow::Result<()> {
     .await?;
     let share = SHARDS as usize * REPLICAS / 5;
     let grown =
-        watch.until(&nodes, |status| joined.iter().all(|node| replicas(status, *node) >= share));
-    grown.await?.report(sitting, Row::Grow, before, share * joined.len());
-
+        watch.until(|status| joined.iter().all(|node| replicas(status, *node) >= share)).await?;
     sleep(SETTLE).await;
-    let before = throughput(sitting, &load).await;
+    let five = throughput(sitting, &load).await;
+    grown.report(sitting, Row::Grow, three, five, share * joined.len());
+
     let status = nodes.admin().status().await?;
     let ideal = joined.iter().map(|node| replicas(&status, *node)).sum();
-    let watch = Watch::begin(&load);
+    let watch = Watch::begin(&nodes, &load, &pages).await?;
     // The second before anything has moved to it from the first.
     for node in &joined {
         nodes.admin().drain(*node).await?;
     }
     let shrunk =
-        watch.until(&nodes, |status| joined.iter().all(|node| replicas(status, *node) == 0));
-    shrunk.await?.report(sitting, Row::Shrink, before, ideal);
+        watch.until(|status| joined.iter().all(|node| replicas(status, *node) == 0)).await?;
+    sleep(SETTLE).await;
+    let after = throughput(sitting, &load).await;
+    shrunk.report(sitting, Row::Shrink, five, after, ideal);
     ensure!(load.lost() == 0, "{} connections of nodes that stayed were lost", load.lost());
     nodes.check_alive()
 }
@@ -93,9 +106,33 @@ fn replicas(status: &ClusterStatus, node: u32) -> usize {
     shards.flat_map(|shard| &shard.replicas).filter(|r| r.node == node).count()
 }
 
+/// Bytes of a replica, the mean of all shards: what a snapshot of it has.
+async fn replica_bytes(nodes: &Nodes) -> anyhow::Result<f64> {
+    let mut sum = 0;
+    for shard in 0..SHARDS {
+        sum += nodes.admin().snapshot_bytes(shard).await?;
+    }
+    Ok(sum as f64 / f64::from(SHARDS))
+}
+
+/// Bytes of snapshots that nodes have sent. One that is not there has sent none.
+async fn sent_bytes(pages: &[SocketAddr]) -> f64 {
+    let mut sum = 0.0;
+    for page in pages {
+        let page = http::get(*page, "/metrics").await.unwrap_or_default();
+        sum += http::metric(&page, SENT_BYTES).unwrap_or_default();
+    }
+    sum
+}
+
 /// Looks on while replicas move.
 struct Watch<'a> {
+    nodes: &'a Nodes,
     load: &'a Steady,
+    pages: &'a [SocketAddr],
+    /// Bytes of a replica, and of what was sent before.
+    bytes: f64,
+    sent: f64,
     begun: Instant,
     acked: u64,
     /// Shard, from, to and beginning of each move.
@@ -107,53 +144,75 @@ struct Moved {
     moves: usize,
     took: Duration,
     per_second: f64,
+    /// Of a replica, the mean of before and after.
+    replica_bytes: f64,
+    sent_bytes: f64,
 }
 
 impl<'a> Watch<'a> {
-    fn begin(load: &'a Steady) -> Self {
+    async fn begin(
+        nodes: &'a Nodes,
+        load: &'a Steady,
+        pages: &'a [SocketAddr],
+    ) -> anyhow::Result<Self> {
+        let bytes = replica_bytes(nodes).await?;
+        let sent = sent_bytes(pages).await;
         let (begun, acked) = (Instant::now(), load.acked());
-        Self { load, begun, acked, moves: BTreeSet::new() }
+        Ok(Self { nodes, load, pages, bytes, sent, begun, acked, moves: BTreeSet::new() })
     }
 
     /// Until nothing moves and it `is_done`.
-    async fn until(
-        mut self,
-        nodes: &Nodes,
-        is_done: impl Fn(&ClusterStatus) -> bool,
-    ) -> anyhow::Result<Moved> {
+    async fn until(mut self, is_done: impl Fn(&ClusterStatus) -> bool) -> anyhow::Result<Moved> {
         loop {
             // A node that has just come may be slow to say how it is.
-            if let Ok(status) = nodes.admin().status().await {
+            if let Ok(status) = self.nodes.admin().status().await {
                 for m in &status.moves {
                     let Some(began) = m.began else { continue };
                     self.moves.insert((m.shard, m.from, m.to, began.seconds, began.nanos));
                 }
                 if status.moves.is_empty() && is_done(&status) {
-                    return Ok(self.end());
+                    return self.end().await;
                 }
             }
+            tracing::debug!(
+                ms = self.begun.elapsed().as_millis(),
+                acked = self.load.acked() - self.acked,
+                moves = self.moves.len(),
+                "looked"
+            );
             let waited = self.begun.elapsed();
-            ensure!(waited < PATIENCE, "it moves still after {waited:?}\n{}", nodes.logs());
+            ensure!(waited < PATIENCE, "it moves still after {waited:?}\n{}", self.nodes.logs());
             sleep(LOOK).await;
         }
     }
 
-    fn end(self) -> Moved {
+    async fn end(self) -> anyhow::Result<Moved> {
         let took = self.begun.elapsed();
         let acked = self.load.acked() - self.acked;
-        Moved { moves: self.moves.len(), took, per_second: acked as f64 / took.as_secs_f64() }
+        let sent_bytes = sent_bytes(self.pages).await - self.sent;
+        let replica_bytes = f64::midpoint(self.bytes, replica_bytes(self.nodes).await?);
+        let per_second = acked as f64 / took.as_secs_f64();
+        Ok(Moved { moves: self.moves.len(), took, per_second, replica_bytes, sent_bytes })
     }
 }
 
 impl Moved {
-    fn report(&self, sitting: &mut Sitting, row: Row, before: f64, ideal: usize) {
+    fn report(&self, sitting: &mut Sitting, row: Row, before: f64, after: f64, ideal: usize) {
+        let ideal_bytes = self.replica_bytes * ideal as f64;
         let figures = [
             ("replicas copied", self.moves as f64),
             ("replicas copied to the ideal", self.moves as f64 / ideal as f64),
+            ("MB sent", self.sent_bytes / 1e6),
+            ("bytes sent to the ideal", self.sent_bytes / ideal_bytes),
             ("s until nothing moves", self.took.as_secs_f64()),
             ("a second before", before),
             ("a second meanwhile", self.per_second),
+            ("a second after", after),
             ("throughput meanwhile to before", self.per_second / before),
+            (
+                "throughput meanwhile to the less of before and after",
+                self.per_second / before.min(after),
+            ),
         ];
         for (metric, value) in figures {
             sitting.add(row, System::Drover3, metric, vec![value]);

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use drover_proto::admin::authentication::Kind;
+use drover_proto::admin::backups_client::BackupsClient;
 use drover_proto::admin::bulk_result;
 use drover_proto::admin::cluster_client::ClusterClient;
+use drover_proto::admin::copy_group_response;
 use drover_proto::admin::devices_client::DevicesClient;
 use drover_proto::admin::messages_client::MessagesClient;
 use drover_proto::admin::read_stream_request::From as ReadFrom;
 use drover_proto::admin::twins_client::TwinsClient;
 use drover_proto::admin::{
-    Authentication, BulkCreateDevicesRequest, ClusterStatus, CreateDeviceRequest, GetStatusRequest,
-    GetTwinRequest, InitializeRequest, Member, Message, Permission, ReadStreamRequest,
-    SymmetricKeys, Twin,
+    Authentication, BulkCreateDevicesRequest, ClusterStatus, CopyGroupRequest, CreateDeviceRequest,
+    GetStatusRequest, GetTwinRequest, InitializeRequest, Member, Message, Permission,
+    ReadStreamRequest, SymmetricKeys, Twin,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::timeout;
@@ -127,6 +129,23 @@ impl Admin {
             Ok(answer?.into_inner())
         })
         .await
+    }
+
+    /// Bytes of keys and values in the snapshot of a shard.
+    pub async fn snapshot_bytes(&self, shard: u32) -> anyhow::Result<u64> {
+        let mut parts = self
+            .anywhere(async |node| {
+                let request = self.request(CopyGroupRequest { shard: Some(shard) });
+                BackupsClient::new(node).copy_group(request).await
+            })
+            .await?
+            .into_inner();
+        let mut bytes = 0;
+        while let Some(part) = timeout(STREAM_TIMEOUT, parts.try_next()).await?? {
+            let Some(copy_group_response::Part::Records(records)) = part.part else { continue };
+            bytes += records.keys.iter().chain(&records.values).map(Vec::len).sum::<usize>();
+        }
+        Ok(bytes as u64)
     }
 
     /// What one node says, and no other.

@@ -70,8 +70,9 @@ impl Layout {
         Ok(file)
     }
 
-    /// Writes what a node at `place` needs that is no founder, into a folder of its own, which is the answer.
-    pub(super) fn write_spare(&self, place: &Place) -> anyhow::Result<PathBuf> {
+    /// Writes what a node at `place` needs that is no founder, into a folder of its own. Answers the folder, and where the node
+    /// shows its metrics.
+    pub(super) fn write_spare(&self, place: &Place) -> anyhow::Result<(PathBuf, SocketAddr)> {
         let home = tempfile::Builder::new().prefix("spare-").tempdir_in(&self.folder)?.keep();
         let own = Addresses::new(&ports::several(PORTS)?, place, &home);
         let mut table = self.common(&own);
@@ -79,7 +80,7 @@ impl Layout {
         let addresses = addresses.map(|(key, address)| (key, Value::from(address.to_string())));
         extend(&mut table, "node", addresses);
         fs::write(home.join("node.toml"), table.to_string())?;
-        Ok(home)
+        Ok((home, own.http))
     }
 
     pub(super) fn count(&self) -> usize {
@@ -112,6 +113,10 @@ impl Layout {
 
     pub(super) fn admin_addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.admin).collect()
+    }
+
+    pub(super) fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.http).collect()
     }
 
     pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {

@@ -28,7 +28,7 @@ use crate::peers::{total, until_ok};
 use crate::process::{Process, Usage};
 use admin::Admin;
 use files::Layout;
-use spare::Spare;
+pub use spare::Spare;
 
 /// The name that the hub answers to.
 pub const HOST: &str = "localhost";
@@ -128,6 +128,11 @@ impl Nodes {
         let addresses: Vec<SocketAddr> = self.layout.mqtts_addresses();
         let tls = Tls::new(self.layout.ca_pem.as_bytes(), HOST)?;
         Ok(Fleet::hub(addresses, HOST, client_id, DEVICE_KEY).with_tls(tls))
+    }
+
+    /// Where the nodes show their metrics.
+    pub fn http(&self) -> Vec<SocketAddr> {
+        self.layout.http_addresses()
     }
 
     /// A place for a node that joins.

@@ -1,6 +1,7 @@
 //! A node that is no founder: it joins with an empty folder, and when it was removed it may join again, as another member.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
@@ -22,6 +23,7 @@ const TOKEN_TTL_S: u32 = 300;
 pub struct Spare {
     program: PathBuf,
     home: PathBuf,
+    http: SocketAddr,
     place: Place,
     lives: u32,
     process: Option<Process>,
@@ -29,8 +31,8 @@ pub struct Spare {
 
 impl Spare {
     pub(super) fn new(layout: &Layout, place: Place) -> anyhow::Result<Self> {
-        let home = layout.write_spare(&place)?;
-        Ok(Self { program: program::find()?, home, place, lives: 0, process: None })
+        let (home, http) = layout.write_spare(&place)?;
+        Ok(Self { program: program::find()?, home, http, place, lives: 0, process: None })
     }
 
     /// Begins another life with an empty folder, in which it joins by `token`. Whoever lived here before must be gone.
@@ -53,6 +55,11 @@ impl Spare {
     pub fn number(&self) -> Option<u32> {
         let text = fs::read_to_string(self.data().join("identity/node")).ok()?;
         text.split('.').next()?.parse().ok()
+    }
+
+    /// Where it shows its metrics.
+    pub fn http(&self) -> SocketAddr {
+        self.http
     }
 
     /// Whether somebody lives here. Whoever has ended by itself does not.

@@ -116,6 +116,7 @@ impl Machine {
             members: members.collect(),
             cluster_id: None,
             network: Arc::new(SimulatedNetwork { directory: self.directory.clone() }),
+            snapshot_rate: None,
             seed: Some(draw.random()),
         };
         let (peers, incoming) = Peers::start(peers);

@@ -1,7 +1,7 @@
-//! Leaders go where there is least to do, and away from disks that stall.
+//! Leaders go where there is least to do, and away from nodes whose disk or CPU stalls.
 //!
-//! The leader of the meta group asks all members from time to time what their shards write and how long their disks take, and
-//! orders the replicas of shards anew (`core::leaders` plans it). Whoever leads a shard then hands over to the first of them
+//! The leader of the meta group asks all members from time to time what their shards write, how long their disks take and how late
+//! their timers fire, and orders the replicas of shards anew (`core::leaders` plans it). Whoever leads a shard then hands over to the first of them
 //! (`raft::balance`). Replicas do not move because of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,10 +20,12 @@ use super::mover::{led, of_raft};
 use crate::raft::group::Group;
 
 /// A disk stalls that takes so long for a sync …
-const STALL_MS_MIN: u64 = 100;
+const SYNC_MS_MIN: u64 = 100;
+/// … a CPU that lets timers wait for so long …
+const DELAY_MS_MIN: u64 = 40;
 /// … and so many times as long as the middle one of all: where all are slow, nobody would do better.
 const STALL_TIMES: u64 = 8;
-/// A disk that has stalled is not trusted for so long: leaders that come and go would be worse than either.
+/// A node that has stalled is not trusted for so long: leaders that come and go would be worse than either.
 const STALL_REMEMBERED: Duration = Duration::from_mins(1);
 
 /// Goes on until the node stops.
@@ -45,10 +47,17 @@ async fn look(
 ) -> Result<(), Error> {
     let status = cluster.status().await?;
     let now = Instant::now();
-    let reachable = status.nodes.iter().filter(|node| node.reachable);
-    for (sync_ms, node) in stalling(reachable.map(|node| (node.sync_ms, node.node)).collect()) {
+    let reachable = || status.nodes.iter().filter(|node| node.reachable);
+    let syncs = reachable().map(|node| (node.sync_ms, node.node)).collect();
+    for (sync_ms, node) in stalling(syncs, SYNC_MS_MIN) {
         if stalled.insert(node, now).is_none() {
             warn!(%node, sync_ms, "a disk stalls: its node leads nothing until it is well");
+        }
+    }
+    let delays = reachable().map(|node| (node.delay_ms, node.node)).collect();
+    for (delay_ms, node) in stalling(delays, DELAY_MS_MIN) {
+        if stalled.insert(node, now).is_none() {
+            warn!(%node, delay_ms, "a node gets too little CPU: it leads nothing until it is well");
         }
     }
     stalled.retain(|_, seen| now.duration_since(*seen) < STALL_REMEMBERED);
@@ -63,11 +72,11 @@ async fn look(
     leave_meta(group, |node| loads.slow.contains(&node)).await
 }
 
-/// Nodes whose disks take much longer than those of others, by how long a sync takes there.
-fn stalling(mut waits: Vec<(u64, NodeId)>) -> Vec<(u64, NodeId)> {
+/// Nodes where something takes much longer than at the others, and at least so many milliseconds.
+fn stalling(mut waits: Vec<(u64, NodeId)>, ms_min: u64) -> Vec<(u64, NodeId)> {
     waits.sort_unstable();
     let middle = waits.get(waits.len().saturating_sub(1) / 2).map_or(0, |(wait, _)| *wait);
-    let limit = middle.saturating_mul(STALL_TIMES).max(STALL_MS_MIN);
+    let limit = middle.saturating_mul(STALL_TIMES).max(ms_min);
     waits.retain(|(wait, _)| *wait >= limit);
     waits
 }
@@ -102,7 +111,7 @@ mod tests {
     fn a_disk_stalls_that_is_slow_where_others_are_not() {
         let stalls = |waits: &[u64]| -> Vec<u32> {
             let nodes = (1..).map(|number| NodeId::new(number, 0));
-            let stalling = stalling(waits.iter().copied().zip(nodes).collect());
+            let stalling = stalling(waits.iter().copied().zip(nodes).collect(), SYNC_MS_MIN);
             stalling.iter().map(|(_, node)| node.number()).collect()
         };
         assert_eq!(stalls(&[2, 3, 150]), [3]);

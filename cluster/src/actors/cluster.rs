@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::admission::{Gauge, Permit};
 use super::config::Config;
 use super::deferrals::Deferrals;
+use super::delay::{self, Delay};
 use super::error::Error;
 use super::live::LiveHub;
 use super::neighbours::Neighbours;
@@ -84,6 +85,8 @@ pub struct NodeStatus {
     pub disk_free_bytes: u64,
     /// What making something durable takes there, as a mean over the last seconds.
     pub sync_ms: u64,
+    /// How late its timers fire, as a mean over the last seconds: more than a few milliseconds if it gets too little CPU.
+    pub delay_ms: u64,
     pub problems: Vec<String>,
 }
 
@@ -137,6 +140,7 @@ impl Cluster {
             deferrals: Deferrals::default(),
             neighbours: Arc::new(Neighbours::new(started)),
             moments: Arc::default(),
+            delay: Delay::default(),
             gauge: Gauge::new(limits.node_requests_max, limits.node_bytes_max),
             started,
             random: Mutex::new(random),
@@ -164,6 +168,7 @@ impl Cluster {
         cluster.spawn(retain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(mover::run(cluster.detached()));
         cluster.spawn(balance::run(cluster.detached()));
+        cluster.spawn(delay::run(Arc::clone(&cluster.shared)));
         cluster.spawn(upgrade::run(cluster.detached()));
         cluster.spawn(drain::run(Arc::clone(&cluster.shared)));
         cluster.spawn(publisher.run());

@@ -27,6 +27,7 @@ pub mod cluster;
 pub mod commands;
 pub mod config;
 mod deferrals;
+mod delay;
 mod departed;
 mod device;
 mod dispatch;

@@ -19,6 +19,7 @@ use super::addresses::Moments;
 use super::admission::Gauge;
 use super::config::Config;
 use super::deferrals::Deferrals;
+use super::delay::Delay;
 use super::live::LiveHub;
 use super::neighbours::Neighbours;
 use super::outbox::Outbox;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub(super) deferrals: Deferrals,
     pub(super) neighbours: Arc<Neighbours>,
     pub(super) moments: Arc<Moments>,
+    pub(super) delay: Delay,
     pub(super) live: LiveHub,
     /// Everything that was taken in at this node.
     pub(super) gauge: Arc<Gauge>,

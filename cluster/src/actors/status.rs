@@ -28,7 +28,8 @@ pub(super) fn summary(shared: &Shared) -> NodeSummary {
         started: shared.started,
         disk_free_bytes: shared.storage.usage().map_or(0, |usage| usage.free_bytes),
         problems: problems.iter().map(|(group, problem)| format!("{group}: {problem}")).collect(),
-        sync_ms: u64::try_from(shared.groups.sync_wait().as_millis()).unwrap_or(u64::MAX),
+        sync_ms: millis(shared.groups.sync_wait()),
+        delay_ms: millis(shared.delay.get()),
         groups: shared
             .groups
             .watch()
@@ -37,6 +38,10 @@ pub(super) fn summary(shared: &Shared) -> NodeSummary {
             .map(|(id, group)| group_summary(shared, *id, group))
             .collect(),
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn group_summary(shared: &Shared, id: GroupId, group: &Group) -> GroupSummary {
@@ -100,10 +105,21 @@ async fn ask(shared: &Shared, node: NodeId) -> Option<NodeSummary> {
 
 fn node_status(node: NodeId, summary: Option<NodeSummary>) -> NodeStatus {
     let reachable = summary.is_some();
-    let NodeSummary { version, sessions, started, disk_free_bytes, sync_ms, problems, .. } =
-        summary
-            .unwrap_or_else(|| NodeSummary { started: LogTime::new(0), ..NodeSummary::default() });
-    NodeStatus { node, reachable, version, sessions, started, disk_free_bytes, sync_ms, problems }
+    let summary = summary
+        .unwrap_or_else(|| NodeSummary { started: LogTime::new(0), ..NodeSummary::default() });
+    let NodeSummary { version, sessions, started, .. } = summary;
+    let NodeSummary { disk_free_bytes, sync_ms, delay_ms, problems, .. } = summary;
+    NodeStatus {
+        node,
+        reachable,
+        version,
+        sessions,
+        started,
+        disk_free_bytes,
+        sync_ms,
+        delay_ms,
+        problems,
+    }
 }
 
 /// A group by the word of its leader, or of the replica with the newest term if none leads.

@@ -104,7 +104,9 @@ async fn run(
 ) -> Node {
     let (node, seed, cluster_id) = (config.node, config.seed, None);
     let network = Arc::new(gate.clone());
-    let (peers, incoming) = Peers::start(PeersConfig { node, members, cluster_id, network, seed });
+    let snapshot_rate = None;
+    let peers = PeersConfig { node, members, cluster_id, network, snapshot_rate, seed };
+    let (peers, incoming) = Peers::start(peers);
     let storage = Arc::new(disk.open());
     let cluster = Cluster::start(config, storage, peers, incoming).await.expect("a node starts");
     Node { cluster, disk, gate }

@@ -24,6 +24,7 @@ use super::peers::Shared;
 use super::position::Position;
 use super::receive;
 use super::snapshot::{CHUNK_BYTES, Checksum, Outgoing};
+use super::snapshot_pace::SnapshotPace;
 use super::transport::{self, Failure, Transport};
 use super::types::{
     LogId, Membership, SnapshotMeta, StoredMembership, log_id_to_record, vote_from_record,
@@ -100,7 +101,9 @@ impl Groups {
         let incarnation = target.incarnation().into();
         let hello = self.peers().hello(target.node());
         let header = SnapshotHeader { hello: Some(hello), incarnation, ..header };
-        let parts = transport::parts(header, chunks, failure.clone());
+        // Nobody is served yet whom this could hold up.
+        let pace = Arc::new(SnapshotPace::new(None));
+        let parts = transport::parts(header, chunks, failure.clone(), pace);
         if target.node() == self.node() {
             let mut parts = parts.map(Ok).boxed();
             let header = receive::header(&mut parts).await?;
@@ -153,7 +156,8 @@ pub(super) async fn read(
         ..SnapshotHeader::default()
     };
     let chunks = Outgoing { chunks: export.chunks }.into_stream();
-    Ok(transport::parts(header, chunks, Failure::default()).map(Ok).boxed())
+    let pace = Arc::clone(&shared.snapshots);
+    Ok(transport::parts(header, chunks, Failure::default(), pace).map(Ok).boxed())
 }
 
 /// What comes after the header, checked at the end.

@@ -34,6 +34,7 @@ pub mod recover;
 pub mod runtime;
 mod serve;
 pub mod snapshot;
+mod snapshot_pace;
 pub mod state_machine;
 mod syncs;
 #[cfg(test)]

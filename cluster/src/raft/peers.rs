@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use super::heard::Heard;
 use super::link::{self, Call, Link};
 use super::network::PeerNetwork;
 use super::serve;
+use super::snapshot_pace::SnapshotPace;
 use crate::metrics;
 use crate::storage::Storage;
 use crate::wire::delivery::encode_beat;
@@ -56,6 +58,8 @@ pub struct PeersConfig {
     /// Nodes of another cluster are refused. `None` until this node belongs to one.
     pub cluster_id: Option<String>,
     pub network: Arc<dyn PeerNetwork>,
+    /// What all snapshots that this node sends may take together, in bytes a second. `None`: as much as there is.
+    pub snapshot_rate: Option<NonZeroU64>,
     /// Seeds the jitter of reconnects. `None`: from the system.
     pub seed: Option<u64>,
 }
@@ -129,6 +133,7 @@ impl Peers {
             active: watch::channel(FeatureLevel::FIRST).0,
             heard_active: watch::channel(FeatureLevel::FIRST).0,
             events_wanted: AtomicBool::new(false),
+            snapshots: Arc::new(SnapshotPace::new(config.snapshot_rate)),
             heard: Heard::default(),
             answered: Heard::default(),
             random: Mutex::new(match config.seed {
@@ -309,6 +314,11 @@ impl Peers {
         &self.shared
     }
 
+    /// What this node's snapshots share.
+    pub(super) fn snapshots(&self) -> Arc<SnapshotPace> {
+        Arc::clone(&self.shared.snapshots)
+    }
+
     /// Asks a node and waits for the answer, at the most until the deadline.
     async fn call(
         &self,
@@ -393,6 +403,7 @@ pub(super) struct Shared {
     active: watch::Sender<FeatureLevel>,
     heard_active: watch::Sender<FeatureLevel>,
     events_wanted: AtomicBool,
+    pub(super) snapshots: Arc<SnapshotPace>,
     random: Mutex<SmallRng>,
 }
 

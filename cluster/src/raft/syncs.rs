@@ -9,35 +9,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is told covers one to two of these.
-const WINDOW: Duration = Duration::from_secs(10);
+use crate::recent::RecentMean;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Syncs {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// When each sync was asked for that is not answered, oldest first: a store answers them in order.
     waiting: VecDeque<Instant>,
-    began: Instant,
-    now: Window,
-    before: Window,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Window {
-    count: u32,
-    total: Duration,
-}
-
-impl Default for Syncs {
-    fn default() -> Self {
-        let (now, before) = (Window::default(), Window::default());
-        let state = State { waiting: VecDeque::new(), began: Instant::now(), now, before };
-        Self { state: Mutex::new(state) }
-    }
+    recent: RecentMean,
 }
 
 impl Syncs {
@@ -47,37 +30,20 @@ impl Syncs {
 
     pub(super) fn end(&self) {
         let mut state = self.lock();
-        let began = state.waiting.pop_front();
-        state.turn();
-        if let Some(began) = began {
-            state.now.count += 1;
-            state.now.total += began.elapsed();
+        if let Some(began) = state.waiting.pop_front() {
+            state.recent.add(began.elapsed());
         }
     }
 
     /// What a sync takes, as a mean over the last seconds, or for how long one has waited by now if that is longer.
     pub(super) fn wait(&self) -> Duration {
         let mut state = self.lock();
-        state.turn();
-        let (count, total) =
-            (state.now.count + state.before.count, state.now.total + state.before.total);
         let waits = state.waiting.front().map_or(Duration::ZERO, Instant::elapsed);
-        total.checked_div(count).unwrap_or_default().max(waits)
+        state.recent.get().max(waits)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics with it in hand")
-    }
-}
-
-impl State {
-    fn turn(&mut self) {
-        let passed = self.began.elapsed();
-        if passed >= WINDOW {
-            let is_old = passed >= 2 * WINDOW;
-            self.before = if is_old { Window::default() } else { self.now };
-            (self.now, self.began) = (Window::default(), Instant::now());
-        }
     }
 }
 
@@ -86,6 +52,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::recent::WINDOW;
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_seen_while_it_does_and_forgotten_afterwards() {

@@ -31,11 +31,12 @@ use super::link::Call;
 use super::messages as wire;
 use super::peers::{CallError, Peers, unexpected};
 use super::snapshot::{Checksum, SnapshotData, table_number};
+use super::snapshot_pace::SnapshotPace;
 use super::types::{
     Invalid, LogId, PeerNode, Snapshot, SnapshotMeta, StorageError, TypeConfig, Vote,
     log_id_to_record, membership_to_record, vote_from_record, vote_to_record,
 };
-use crate::storage;
+use crate::{metrics, storage};
 
 /// How long an append may be under way. A follower whose disk hangs is noticed by this; a lost connection at once.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,9 +45,6 @@ const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(50);
 /// Appends of one group to one peer that may be under way.
 const PIPELINE: usize = 64;
-/// What one snapshot may take of the network and of two disks: the appends of all groups share them. A node sends or gets
-/// no more than one because of moves.
-const SNAPSHOT_BYTES_A_SECOND: u64 = 32 * 1024 * 1024;
 /// How long a replica may take to say what it has.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pauses before a peer that cannot be reached is tried again. Cheap, because a call to a broken connection ends here.
@@ -245,7 +243,9 @@ impl Remote {
         };
         let failure = Failure::default();
         let chunks = outgoing.into_stream();
-        let answer = client.install_snapshot(parts(header, chunks, failure.clone())).await;
+        let answer = client
+            .install_snapshot(parts(header, chunks, failure.clone(), peers.snapshots()))
+            .await;
         if let Some(error) = failure.take() {
             return Err(StreamingError::StorageError(StorageError::read_snapshot(
                 None,
@@ -457,36 +457,23 @@ pub(super) fn header(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> Snapsh
     }
 }
 
-/// Keeps a snapshot within its rate.
-struct Pace {
-    /// When the next chunk may leave.
-    free: Instant,
-}
-
-impl Pace {
-    async fn wait_for(&mut self, chunk: &storage::Chunk) {
-        tokio::time::sleep_until(self.free).await;
-        let bytes: usize = chunk.records.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let takes = Duration::from_micros(bytes as u64 * 1_000_000 / SNAPSHOT_BYTES_A_SECOND);
-        // What was not used is not saved up: that would be a burst.
-        self.free = self.free.max(Instant::now()) + takes;
-    }
-}
-
 /// A snapshot as it is sent. It has no end if reading it failed: nobody installs it then.
 pub(super) fn parts(
     header: SnapshotHeader,
     chunks: impl Stream<Item = Result<storage::Chunk, storage::Error>> + Send + Unpin + 'static,
     failure: Failure,
+    pace: Arc<SnapshotPace>,
 ) -> impl Stream<Item = SnapshotPart> + Send + 'static {
     let header = SnapshotPart { part: Some(Part::Header(header)) };
-    let state = Some((chunks, Checksum::default(), Pace { free: Instant::now() }));
+    let state = Some((chunks, Checksum::default(), pace));
     let rest = stream::unfold((state, failure), |(state, failure)| async move {
-        let (mut chunks, mut checksum, mut pace) = state?;
+        let (mut chunks, mut checksum, pace) = state?;
         let (part, state) = match chunks.next().await {
             Some(Ok(chunk)) => {
                 checksum.add(&chunk);
-                pace.wait_for(&chunk).await;
+                let bytes = chunk.bytes();
+                pace.wait_for(bytes).await;
+                metrics::snapshot_sent(bytes);
                 let table = u32::from(table_number(chunk.table));
                 let (keys, values) = chunk.records.into_iter().unzip();
                 let chunk = SnapshotChunk { table, keys, values };

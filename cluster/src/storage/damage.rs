@@ -230,6 +230,24 @@ fn names_of_group(storage: &RocksStorage) -> Vec<Vec<u8>> {
     names
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_new_replica_receives_goes_to_the_last_level_and_is_not_compacted_again() {
+    let folder = temporary();
+    let storage = open(folder.path()).expect("a new store");
+    write(&storage, vec![put(Table::Stream, 2, "of a neighbour", "1")]);
+    let mut import = storage.import(group(1)).expect("there is room");
+    let records = vec![(key(1, "new").into(), Bytes::from_static(b"1"))];
+    import.add(Chunk { table: Table::Stream, records }).expect("in order");
+    import.finish().expect("the store works");
+    let (database, family) = (storage.database(), Table::Stream);
+    let files = |level: u32| {
+        let name = format!("rocksdb.num-files-at-level{level}");
+        let files = database.db().property_int_value_cf(database.family(family), &name);
+        files.expect("a property of RocksDB").expect("a number")
+    };
+    assert_eq!((0..7).map(files).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 1]);
+}
+
 #[test]
 fn a_crash_before_an_import_is_complete_leaves_the_old_records() {
     let folder = temporary();

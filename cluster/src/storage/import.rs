@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use drover_core::ids::GroupId;
 use rocksdb::{IngestExternalFileOptions, SstFileWriter};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 
-use super::db::{Database, of_file, of_rocksdb};
+use super::db::{Database, bounded, of_file, of_rocksdb, scan};
 use super::fence::{replace, sync_folder};
-use super::{Batch, Chunk, Error, Import, Record, Table, Write, keys, tuning};
+use super::{Batch, Chunk, Error, Import, Order, Record, ScanLimit, Table, Write, keys, tuning};
 
 /// How much is gathered before a file is written; the memory that an import takes.
 const FILE_BYTES: usize = 8 << 20;
@@ -140,20 +142,20 @@ impl Import for SstImport {
     fn add(&mut self, chunk: Chunk) -> Result<(), Error> {
         self.check(&chunk)?;
         if chunk.table != self.table {
-            self.write_file()?;
+            at_length(|| self.write_file())?;
             self.table = chunk.table;
         }
         for (key, value) in chunk.records {
             self.gathered_bytes += key.len() + value.len();
             self.gathered.push((key, value));
         }
-        if self.gathered_bytes >= FILE_BYTES { self.write_file() } else { Ok(()) }
+        if self.gathered_bytes >= FILE_BYTES { at_length(|| self.write_file()) } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), Error> {
-        self.complete()?;
+        at_length(|| self.complete())?;
         self.is_pending = true;
-        take_over(&self.database, self.group, &self.folder)
+        at_length(|| take_over(&self.database, self.group, &self.folder))
             .map_err(|error| self.database.note(error))?;
         self.is_pending = false;
         Ok(())
@@ -172,9 +174,7 @@ impl Drop for SstImport {
 }
 
 fn take_over(database: &Database, group: GroupId, folder: &Path) -> Result<(), Error> {
-    let clear = |table| Write::DeleteRange { table, range: keys::all(group) };
-    let batch = Batch { writes: Table::APPLIED.into_iter().map(clear).collect() };
-    database.write(batch, &tuning::synced())?;
+    clear(database, group)?;
     let mut options = IngestExternalFileOptions::default();
     options.set_move_files(true);
     // The group's records last: where they are, the others are too.
@@ -188,6 +188,34 @@ fn take_over(database: &Database, group: GroupId, folder: &Path) -> Result<(), E
         }
     }
     Ok(())
+}
+
+/// Removes the group's records where it has any. A tombstone over nothing would be expensive: what is ingested below one goes to
+/// the first level and is compacted, else it goes to the last at once and stays there.
+fn clear(database: &Database, group: GroupId) -> Result<(), Error> {
+    let one = ScanLimit { records: 1, bytes: usize::MAX };
+    let mut writes = Vec::new();
+    for table in Table::APPLIED {
+        let range = keys::all(group);
+        let family = database.family(table);
+        let records = database.db().raw_iterator_cf_opt(family, bounded(range.clone()));
+        if !scan(records, Order::Ascending, one)?.is_empty() {
+            writes.push(Write::DeleteRange { table, range });
+        }
+    }
+    if writes.is_empty() {
+        return Ok(());
+    }
+    database.write(Batch { writes }, &tuning::synced())
+}
+
+/// Does what takes the disk and a core for long, so that the other tasks of its worker go on elsewhere.
+fn at_length<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        // There is no other worker, or no runtime at all.
+        _ => work(),
+    }
 }
 
 /// Links for RocksDB to move away, so that the files stay until everything is taken over.

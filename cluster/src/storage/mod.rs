@@ -134,6 +134,13 @@ pub struct Chunk {
     pub records: Vec<Record>,
 }
 
+impl Chunk {
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        self.records.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+}
+
 /// A consistent view of a group's applied records, read by a task or thread of the store's while writes go on.
 #[derive(Debug)]
 pub struct Export {

@@ -132,6 +132,8 @@ pub struct NodeSummary {
     pub problems: Vec<String>,
     /// What making something durable takes.
     pub sync_ms: u64,
+    /// How late its timers fire.
+    pub delay_ms: u64,
     pub groups: Vec<GroupSummary>,
 }
 
@@ -541,6 +543,7 @@ fn of_node(node: NodeSummary) -> proto::NodeSummary {
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems,
         sync_ms: node.sync_ms,
+        delay_ms: node.delay_ms,
         groups: node.groups.into_iter().map(of_group).collect(),
     }
 }
@@ -573,6 +576,7 @@ fn node_summary(node: proto::NodeSummary) -> Option<NodeSummary> {
         disk_free_bytes: node.disk_free_bytes,
         problems: node.problems,
         sync_ms: node.sync_ms,
+        delay_ms: node.delay_ms,
         groups: node.groups.into_iter().map(group_summary).collect::<Option<_>>()?,
     })
 }

@@ -245,6 +245,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
         "SESSIONS",
         "DISK FREE",
         "SYNC",
+        "DELAY",
         "PROBLEMS",
     ]);
     for node in nodes {
@@ -262,6 +263,7 @@ fn nodes_table(nodes: &[NodeStatus]) -> Table {
             node.sessions.to_string(),
             format!("{} MiB", node.disk_free_bytes >> 20),
             format!("{} ms", node.sync_ms),
+            format!("{} ms", node.delay_ms),
             node.problems.join("; "),
         ]);
     }
@@ -366,6 +368,7 @@ fn node_json(node: &NodeStatus) -> Value {
         "started": values::time(node.started.as_ref()),
         "diskFreeBytes": node.disk_free_bytes,
         "syncMs": node.sync_ms,
+        "delayMs": node.delay_ms,
         "problems": node.problems,
     })
 }
@@ -437,8 +440,8 @@ mod tests {
             String::from_utf8(bytes).expect("it is text"),
             "Cluster North (c): 1 node, 1 shard (1 group without a leader), 0 devices, feature level 1\n\
              All nodes support feature level 2: it comes in a moment\n\
-             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  LEVEL  REPLICAS  LEADERS  SESSIONS  DISK FREE  SYNC  PROBLEMS\n\
-             1     yes        -      hub:7443  -     0.1.0    2      0         0        0         3 MiB      7 ms  disk is full\n\
+             NODE  REACHABLE  STATE  ADDRESS   ZONE  VERSION  LEVEL  REPLICAS  LEADERS  SESSIONS  DISK FREE  SYNC  DELAY  PROBLEMS\n\
+             1     yes        -      hub:7443  -     0.1.0    2      0         0        0         3 MiB      7 ms  0 ms   disk is full\n\
              SHARD  LEADER  TERM  COMMITTED  REPLICAS (LAG)  ZONES  FIRST  NEXT  DEVICES  LOAD\n\
              0      NONE    0     0          1(4)            -      0      0     0        5 KiB/s\n"
         );

@@ -174,6 +174,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "raft.log_entries_kept",
         "applied log entries kept for followers that lag; beyond them they get a snapshot",
     ),
+    (
+        "raft.snapshot_rate",
+        "what a node sends of snapshots in a second, all of them together: moves, followers that were away, backups; 0: no limit",
+    ),
     ("log.format", "text or json"),
     ("log.filter", "what is logged: a level, or target=level pairs as in RUST_LOG"),
     (

@@ -1,6 +1,7 @@
 //! The parts of a running node: made from the configuration in the order of the layers, stopped in the reverse.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,9 +207,14 @@ fn start_peers(config: &Config, network: Arc<TlsNetwork>) -> (Peers, IncomingQue
         .iter()
         .map(|peer| (NodeId::new(peer.number, peer.generation), peer.peer_address.clone()))
         .collect();
-    let config =
-        PeersConfig { node: node_id(config), members, cluster_id: None, network, seed: None };
-    Peers::start(config)
+    Peers::start(PeersConfig {
+        node: node_id(config),
+        members,
+        cluster_id: None,
+        network,
+        snapshot_rate: NonZeroU64::new(config.raft.snapshot_rate.bytes()),
+        seed: None,
+    })
 }
 
 pub(crate) fn node_id(config: &Config) -> NodeId {

@@ -4,12 +4,10 @@ mod admin;
 mod device;
 mod json;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 pub use admin::Admin;
@@ -37,22 +35,4 @@ pub async fn until_closed(
     // However it ends, it has ended.
     let ended = timeout(ANSWER_TIMEOUT, stream.read_to_end(&mut Vec::new())).await;
     ended.map(drop).context("the hub does not close the connection")
-}
-
-/// A page; an error if the status is not 200.
-pub async fn http_get(address: SocketAddr, path: &str) -> Result<String> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await?;
-        anyhow::Ok(response)
-    };
-    let response = timeout(ANSWER_TIMEOUT, exchange).await.context("no answer")??;
-    let (head, body) = response.split_once("\r\n\r\n").context("not HTTP")?;
-    if !head.starts_with("HTTP/1.1 200") {
-        bail!("{} {body}", head.lines().next().unwrap_or_default());
-    }
-    Ok(body.to_owned())
 }

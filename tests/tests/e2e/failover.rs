@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use drover_proto::admin::{GetStatusRequest, NodeStatus};
 use drover_tests::clients::{Device, number};
 use drover_tests::nodes::Nodes;
-use drover_tests::until_ok;
+use drover_tests::{until, until_ok};
 
 /// More devices than shards, so that each node leads the shard of some.
 const DEVICES: usize = 12;
@@ -75,5 +76,42 @@ async fn without_a_majority_nothing_is_acknowledged_and_it_goes_on_when_one_retu
     let bodies: Vec<_> = messages.into_iter().map(|message| message.body).collect();
     assert_eq!(bodies.first().map(Vec::as_slice), Some(b"with three nodes".as_slice()));
     assert_eq!(bodies.last().map(Vec::as_slice), Some(b"with two nodes".as_slice()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_gets_too_little_cpu_leads_nothing_and_nothing_is_lost() -> Result<()> {
+    const STARVED: u32 = 1;
+    let nodes = Nodes::start(3).await?;
+    let admin = nodes.admin(1)?;
+    let led = async || {
+        let status = admin.cluster.clone().get_status(GetStatusRequest {}).await?.into_inner();
+        let member = |node: &&NodeStatus| node.member.as_ref().map(|member| member.number);
+        let node = status.nodes.iter().find(|node| member(node) == Some(STARVED));
+        let node = node.context("it is a member")?;
+        let leaders = status.shards.iter().map(|shard| shard.leader.context("a shard is led"));
+        let leaders = leaders.collect::<Result<Vec<_>>>()?;
+        anyhow::Ok((leaders.iter().filter(|leader| **leader == STARVED).count(), node.delay_ms))
+    };
+    let before = until_ok("all shards to be led", led).await;
+    assert!(before.0 > 0 && before.1 < 40, "leaders and delay in ms: {before:?}");
+
+    let key = admin.create_device("meter").await?;
+    let starving = nodes.starve(0)?;
+    let mut device = Device::connect(nodes.mqtt(1), "meter", &key).await?;
+    let mut acknowledged = 0;
+    until(
+        "it to lead nothing, and to show why",
+        async || {
+            acknowledged += usize::from(device.send(&acknowledged.to_string()).await.is_ok());
+            led().await
+        },
+        |led| matches!(led, Ok((0, delay_ms)) if *delay_ms >= 40),
+    )
+    .await?;
+    device.send("after").await?;
+    drop(starving);
+    let stored = admin.messages_of("meter").await?.len();
+    assert!(stored > acknowledged, "{stored} of {acknowledged} and one more");
     Ok(())
 }

@@ -1,23 +1,18 @@
 //! What `/metrics` says while the hub works: every figure that the operators' page promises, with a value that fits.
 
 use anyhow::Result;
+use drover_chaos::http::metric;
 use drover_tests::clients::Device;
 use drover_tests::nodes::Nodes;
 use drover_tests::{until, until_ok};
 
 const MESSAGES: u32 = 20;
 
-/// The value of a metric without labels.
-fn value(page: &str, name: &str) -> Option<f64> {
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line?.parse().ok()
-}
-
 async fn sum(nodes: &Nodes, running: &[usize], name: &str) -> Result<f64> {
     let mut sum = 0.0;
     for index in running {
         // A node shows what it has counted at least once.
-        sum += value(&nodes.get(*index, "/metrics").await?, name).unwrap_or_default();
+        sum += metric(&nodes.get(*index, "/metrics").await?, name).unwrap_or_default();
     }
     Ok(sum)
 }
@@ -54,14 +49,14 @@ async fn each_promised_figure_is_there_and_true() -> Result<()> {
         ("sessions", "drover_actors_sessions", 1.0),
         ("connections", "drover_mqtt_connections", 1.0),
     ] {
-        assert_eq!(value(&page, name), Some(expected), "{what}");
+        assert_eq!(metric(&page, name), Some(expected), "{what}");
     }
     for (what, name) in [
         ("fsync time", "drover_storage_fsync_seconds_sum"),
         ("fsync batch size", "drover_storage_sync_batch_size_count"),
         ("memory", "drover_process_resident_bytes"),
     ] {
-        assert!(value(&page, name).is_some_and(|value| value > 0.0), "{what}: {page}");
+        assert!(metric(&page, name).is_some_and(|value| value > 0.0), "{what}: {page}");
     }
     // Whichever node leads the shard of the device.
     let all = [0, 1, 2];

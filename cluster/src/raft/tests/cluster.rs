@@ -149,7 +149,14 @@ impl Cluster {
                 }
                 None => Arc::new(PlainNetwork::new(listener)),
             };
-            let config = PeersConfig { node: id, members, cluster_id: None, network, seed: None };
+            let config = PeersConfig {
+                node: id,
+                members,
+                cluster_id: None,
+                network,
+                snapshot_rate: None,
+                seed: None,
+            };
             let (peers, incoming) = Peers::start(config);
             let config = GroupsConfig {
                 node: id,

@@ -48,6 +48,7 @@ impl As<'_> {
             members: BTreeMap::new(),
             cluster_id: self.cluster_id.map(str::to_owned),
             network,
+            snapshot_rate: None,
             seed: Some(7),
         });
         End { peers, incoming, address }

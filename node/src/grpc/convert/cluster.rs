@@ -195,6 +195,7 @@ fn node_status(node: &NodeStatus, status: &ClusterStatus) -> admin::NodeStatus {
         problems: node.problems.clone(),
         state: member_state(node.node, status).into(),
         sync_ms: node.sync_ms,
+        delay_ms: node.delay_ms,
         feature_level: status.meta.supported_by(node.node).get().into(),
     }
 }
