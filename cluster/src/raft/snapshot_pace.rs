@@ -26,7 +26,7 @@ impl SnapshotPace {
     /// Waits until so many bytes may leave. Whoever asks first goes first, so snapshots take turns.
     pub(super) async fn wait_for(&self, bytes: usize) {
         let Some(rate) = self.rate else { return };
-        let takes = Duration::from_secs_f64(bytes as f64 / rate.get() as f64);
+        let takes = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
         let turn = {
             let mut free = self.free.lock().expect("nobody panics with it in hand");
             // What was not used is not saved up: that would be a burst.
