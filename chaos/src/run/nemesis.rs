@@ -57,6 +57,7 @@ pub enum Family {
     Disk,
     Clock,
     Clients,
+    /// What whoever runs the cluster does with it.
     Operator,
     /// The last: what is begun in a period for its members may take longer than the period.
     Members,

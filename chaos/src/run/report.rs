@@ -36,7 +36,7 @@ pub struct Report {
     pub unknown: u64,
     #[serde(flatten)]
     pub checked: Checked,
-    /// What the last backup was when the run was over; nothing if there was none.
+    /// What was in the cluster that was made of the last backup; nothing if there was none.
     pub restored: Restored,
     /// Commands, cancellations and calls that were under way when a fault began.
     pub under_way_at_faults: u64,

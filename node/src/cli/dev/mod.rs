@@ -73,7 +73,7 @@ pub(super) fn call(arguments: Arguments) -> Result<(), Failure> {
     run::block_on(|stop| serve(layout, arguments, stop))
 }
 
-/// With an even number a node more could be lost without anything gained.
+/// A node more than these would be one more that can fail, and no more failures would be survived.
 fn count(text: &str) -> Result<u16, String> {
     let count = text.parse().ok().filter(|count| [1, 3, 5].contains(count));
     count.ok_or_else(|| "1, 3 or 5 nodes are possible".to_owned())
