@@ -4,7 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -71,7 +71,12 @@ impl Process {
 
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> anyhow::Result<bool> {
-        Ok(self.child.try_wait()?.is_some())
+        Ok(self.ended()?.is_some())
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     pub fn usage(&self) -> anyhow::Result<Usage> {

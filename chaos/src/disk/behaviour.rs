@@ -13,6 +13,17 @@ pub struct Behaviour {
     pub fails_writes: bool,
     /// A write that would make all files together longer than this fails with ENOSPC.
     pub capacity_bytes: Option<u64>,
+    /// Some of what is read comes back wrong.
+    pub flips: Option<Flips>,
+}
+
+/// Bits that come back wrong from one place, however often it is read. What is stored stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flips {
+    /// In so many blocks of tables, of those that are read from now on.
+    Blocks { blocks: usize, seed: u64 },
+    /// In the middle of the log that is the longest now.
+    Log { seed: u64 },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +48,8 @@ pub struct Counters {
     pub failed_writes: u64,
     /// Answers that room is limited, and how much there is.
     pub told_capacity: u64,
+    /// Answers in which a bit was wrong.
+    pub flipped: u64,
 }
 
 /// A sync that waits, and since when.

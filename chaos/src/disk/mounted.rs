@@ -67,7 +67,7 @@ impl Disk {
 
     /// What it does from now on. Syncs that wait are judged anew.
     pub fn behave(&self, behaviour: Behaviour) {
-        self.shared.alter(|state| state.behaviour = behaviour);
+        self.shared.alter(|state| state.behave(behaviour));
     }
 
     /// From now on the disk says that it has synced, whatever else it does, and has not: a check that finds nothing wrong
@@ -84,7 +84,7 @@ impl Disk {
             for waiting in state.waiting.drain(..) {
                 waiting.fail();
             }
-            state.behaviour = Behaviour::default();
+            state.behave(Behaviour::default());
             let kept = if state.lies { Kept::Nothing } else { kept };
             state.volume.lose_power(kept).map_err(from_errno)
         })

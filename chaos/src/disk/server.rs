@@ -2,7 +2,7 @@
 //!
 //! No handler waits: a sync that takes time is put aside and answered by the thread in [`answer_late`], so reads go on while
 //! a disk hangs. The kernel caches neither names nor attributes, and pages only as long as a file is open, so that after a
-//! power loss it sees what is there.
+//! power loss it sees what is there. Of tables that are read it caches none: each read comes here as it was asked.
 
 use std::ffi::OsStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use tokio::time::Instant;
 
 use super::behaviour::{Behaviour, Counters, Sync, Waiting};
+use super::rot::{self, Rot};
 use super::volume::{Inode, Kind, Owner, Volume};
 
 /// Nothing is cached: a power loss changes everything behind the kernel's back.
@@ -36,7 +37,8 @@ pub(super) struct Shared {
 
 pub(super) struct State {
     pub(super) volume: Volume,
-    pub(super) behaviour: Behaviour,
+    behaviour: Behaviour,
+    rot: Option<Rot>,
     pub(super) counters: Counters,
     pub(super) waiting: Vec<Waiting>,
     /// Syncs are answered and do nothing.
@@ -49,6 +51,7 @@ impl Shared {
         let state = State {
             volume,
             behaviour: Behaviour::default(),
+            rot: None,
             counters: Counters::default(),
             waiting: Vec::new(),
             lies: false,
@@ -88,6 +91,11 @@ pub(super) fn answer_late(shared: &Shared) {
 }
 
 impl State {
+    pub(super) fn behave(&mut self, behaviour: Behaviour) {
+        self.rot = behaviour.flips.map(|flips| Rot::new(flips, &self.volume));
+        self.behaviour = behaviour;
+    }
+
     fn end_sync(&mut self, waiting: Waiting) {
         let Waiting { inode, is_directory, reply, .. } = waiting;
         if self.behaviour.sync == Sync::Fails {
@@ -130,6 +138,25 @@ impl State {
         self.volume.file(number)?.write(offset, data)?;
         self.volume.inode_mut(number)?.modified = now();
         u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
+    }
+
+    fn read(&mut self, number: u64, offset: u64, size: u64) -> Result<Vec<u8>, Errno> {
+        let mut bytes = self.volume.file(number)?.read(offset, size)?;
+        if let Some(rot) = &mut self.rot {
+            let is_table = self.volume.has_extension(number, rot::TABLE);
+            let is_spoilt = rot.spoil(number, is_table, offset, &mut bytes);
+            self.counters.flipped += u64::from(is_spoilt);
+        }
+        Ok(bytes)
+    }
+
+    /// What is read of a table alone comes here as it was asked for: behind the kernel's pages, nobody could say what of an
+    /// answer was looked at.
+    fn open(&mut self, number: u64, access: OpenAccMode) -> Result<FopenFlags, Errno> {
+        self.volume.open(number)?;
+        let is_table = self.volume.has_extension(number, rot::TABLE);
+        let is_direct = is_table && access == OpenAccMode::O_RDONLY;
+        Ok(if is_direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() })
     }
 
     fn resize(&mut self, number: u64, length: u64) -> Result<(), Errno> {
@@ -324,9 +351,9 @@ impl Filesystem for Server {
         Self::entry(reply, linked.and_then(|()| state.introduce(inode.0)));
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.0.lock().volume.open(inode.0) {
-            Ok(()) => reply.opened(HANDLE, FopenFlags::empty()),
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.lock().open(inode.0, flags.acc_mode()) {
+            Ok(flags) => reply.opened(HANDLE, flags),
             Err(error) => reply.error(error),
         }
     }
@@ -367,10 +394,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let mut state = self.0.lock();
-        let read =
-            state.volume.file(inode.0).and_then(|file| Ok(file.read(offset, u64::from(size))?));
-        match read {
+        match self.0.lock().read(inode.0, offset, u64::from(size)) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         }

@@ -15,7 +15,8 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
 
-use super::behaviour::{Behaviour, Sync};
+use super::behaviour::{Behaviour, Flips, Sync};
+use super::block::tests::block;
 use super::mounted::{Disk, obstacle};
 use super::server::now;
 use super::volume::{Kept, Kind, Owner, ROOT, Volume};
@@ -192,6 +193,50 @@ fn a_file_that_lost_its_name_lives_until_it_is_closed() {
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "nameless");
+}
+
+#[test]
+fn a_bit_comes_back_wrong_while_the_disk_is_bad_and_what_is_stored_is_untouched() {
+    let Some((_folder, disk)) = mounted() else { return };
+    let path = disk.mountpoint().join("000007.sst");
+    let sound = block(&[5; 3_000], 4);
+    fs::write(&path, sound.repeat(20)).unwrap();
+    // As a store holds it: open all the time, and read before.
+    let file = File::open(&path).unwrap();
+    let read = |place: usize| {
+        let mut bytes = vec![0; sound.len()];
+        file.read_exact_at(&mut bytes, (place * sound.len()) as u64).unwrap();
+        bytes.iter().zip(&sound).map(|(one, other)| (one ^ other).count_ones()).sum::<u32>()
+    };
+    assert_eq!((0..20).map(read).sum::<u32>(), 0);
+    disk.behave(Behaviour {
+        flips: Some(Flips::Blocks { blocks: 2, seed: 1 }),
+        ..Behaviour::default()
+    });
+    let wrong: Vec<u32> = (0..20).map(read).collect();
+    assert_eq!((wrong.iter().sum::<u32>(), wrong.iter().max()), (2, Some(&1)), "{wrong:?}");
+    assert_eq!((0..20).map(read).collect::<Vec<_>>(), wrong, "read again it is as wrong");
+    assert_eq!(disk.counters().flipped, 4);
+    disk.behave(Behaviour::default());
+    assert_eq!((0..20).map(read).sum::<u32>(), 0);
+    assert_eq!(fs::read(&path).unwrap(), sound.repeat(20));
+}
+
+#[test]
+fn a_log_comes_back_with_one_wrong_bit_in_its_middle() {
+    let Some((_folder, disk)) = mounted() else { return };
+    let paths = ["000001.log", "000002.log"].map(|name| disk.mountpoint().join(name));
+    fs::write(&paths[0], vec![1; 300_000]).unwrap();
+    fs::write(&paths[1], vec![2; 200_000]).unwrap();
+    disk.behave(Behaviour { flips: Some(Flips::Log { seed: 1 }), ..Behaviour::default() });
+    let read = fs::read(&paths[0]).unwrap();
+    let wrong = read.iter().filter(|byte| **byte != 1).count();
+    let bits: u32 = read.iter().map(|byte| (byte ^ 1).count_ones()).sum();
+    assert_eq!((read.len(), wrong, bits), (300_000, 1, 1));
+    assert_eq!(fs::read(&paths[1]).unwrap(), vec![2; 200_000], "the shorter one is sound");
+    assert!(disk.counters().flipped > 0);
+    disk.behave(Behaviour::default());
+    assert_eq!(fs::read(&paths[0]).unwrap(), vec![1; 300_000]);
 }
 
 #[test]

@@ -137,6 +137,30 @@ impl Volume {
         })
     }
 
+    /// Whether a file has a name that ends so.
+    pub(super) fn has_extension(&self, number: u64, extension: &str) -> bool {
+        self.with_extension(extension).any(|found| found == number)
+    }
+
+    /// The longest file whose name ends so, and its length.
+    pub(super) fn longest(&self, extension: &str) -> Option<(u64, u64)> {
+        let lengths = self.with_extension(extension);
+        let lengths =
+            lengths.filter_map(|number| Some((number, self.inodes.get(&number)?.length())));
+        lengths.max_by_key(|(_, length)| *length)
+    }
+
+    fn with_extension(&self, extension: &str) -> impl Iterator<Item = u64> {
+        let directories = self.inodes.values().filter_map(|inode| match &inode.kind {
+            Kind::Directory(entries) => Some(entries),
+            Kind::File(_) => None,
+        });
+        let ends_so =
+            move |name: &OsStr| Path::new(name).extension().is_some_and(|end| end == extension);
+        let named = directories.flatten().filter(move |(name, _)| ends_so(name));
+        named.map(|(_, number)| *number)
+    }
+
     /// The kernel learnt the number and will forget it again.
     pub(super) fn refer(&mut self, number: u64) {
         if let Some(inode) = self.inodes.get_mut(&number) {

@@ -215,6 +215,19 @@ impl Admin {
         shard: u32,
         until: u64,
     ) -> anyhow::Result<Vec<Message>> {
+        let mut messages = Vec::new();
+        self.each_message(node, shard, until, |message| messages.push(message)).await?;
+        Ok(messages)
+    }
+
+    /// The same, one by one: also those that come before the node breaks off.
+    pub async fn each_message(
+        &self,
+        node: usize,
+        shard: u32,
+        until: u64,
+        mut take: impl FnMut(Message),
+    ) -> anyhow::Result<()> {
         let mut client =
             MessagesClient::new(self.nodes[node].clone()).max_decoding_message_size(64 << 20);
         let mut request = self.request(ReadStreamRequest {
@@ -225,14 +238,13 @@ impl Admin {
         });
         request.set_timeout(STREAM_TIMEOUT);
         let mut stream = client.read_stream(request).await?.into_inner();
-        let mut messages = Vec::new();
         while let Some(part) = stream.message().await? {
-            messages.extend(part.messages);
+            part.messages.into_iter().for_each(&mut take);
             if part.next_offset >= until {
                 break;
             }
         }
-        Ok(messages)
+        Ok(())
     }
 
     /// A back end at each node.

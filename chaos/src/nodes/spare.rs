@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use drover_proto::admin::members_client::MembersClient;
 use drover_proto::admin::{
-    CreateJoinTokenRequest, DrainNodeRequest, RemoveNodeRequest, UndrainNodeRequest,
+    CreateJoinTokenRequest, DrainNodeRequest, RebuildReplicaRequest, RemoveNodeRequest,
+    UndrainNodeRequest,
 };
 use tokio::process::Command;
 
@@ -127,6 +128,15 @@ impl Admin {
         self.anywhere(async |node| {
             let request = self.request(RemoveNodeRequest { number });
             MembersClient::new(node).remove_node(request).await.map(drop)
+        })
+        .await
+    }
+
+    /// Lets a replica that its node has stopped begin anew from the others.
+    pub async fn rebuild(&self, number: u32, shard: u32) -> anyhow::Result<()> {
+        self.anywhere(async |node| {
+            let request = self.request(RebuildReplicaRequest { number, shard });
+            MembersClient::new(node).rebuild_replica(request).await.map(drop)
         })
         .await
     }

@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep};
 
 use super::backup::Copying;
+use super::flips;
 use super::herd::Herd;
 use super::member::Churn;
 use super::nemesis::Nemesis;
@@ -24,7 +25,7 @@ use crate::nodes::Nodes;
 
 /// A node whose disk failed a sync must have ended by then.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// A fault that was.
 #[derive(Debug, Clone, Serialize)]
@@ -75,7 +76,7 @@ impl Seen {
     }
 
     /// What `begin` starts; it is told when the faults of the period are over, and must end some time after that.
-    fn later<F>(begin: impl FnOnce(watch::Receiver<bool>) -> F) -> Self
+    pub(super) fn later<F>(begin: impl FnOnce(watch::Receiver<bool>) -> F) -> Self
     where
         F: Future<Output = anyhow::Result<Self>> + 'static,
     {
@@ -90,8 +91,20 @@ impl Seen {
         let Some(Task { over, running }) = self.task else { return Ok(self) };
         over.send_replace(true);
         let seen = running.await??;
-        let complaint = seen.complaint.or(seen.suffered.filter(|_| is_alone));
-        Ok(Self { complaint, suffered: None, ..seen })
+        let suffered = seen.suffered.filter(|_| is_alone);
+        let details = [self.detail, seen.detail];
+        let details: Vec<String> = details.into_iter().filter(|text| !text.is_empty()).collect();
+        Ok(Self {
+            evidence: self.evidence + seen.evidence,
+            detail: details.join("; "),
+            complaint: self.complaint.or(seen.complaint).or(suffered),
+            ..Self::default()
+        })
+    }
+
+    /// What is known by now of what goes on by itself.
+    pub(super) fn adding(self, known: Self) -> Self {
+        Self { task: self.task, ..known }
     }
 }
 
@@ -130,7 +143,10 @@ pub(super) fn led_by(status: &ClusterStatus, draw: &Draw) -> Vec<u32> {
 
 /// Whether a node that suffered it may have ended by itself.
 pub(super) fn may_end(nemesis: Nemesis) -> bool {
-    matches!(nemesis, Nemesis::HungDisk | Nemesis::FailingDisk | Nemesis::FullDisk)
+    matches!(
+        nemesis,
+        Nemesis::HungDisk | Nemesis::FailingDisk | Nemesis::FullDisk | Nemesis::FlippedBits
+    )
 }
 
 pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyhow::Result<Seen> {
@@ -161,6 +177,7 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             let capacity_bytes = Some(site.disk(node)?.used_bytes() + room_bytes);
             misbehave(site, node, |behaviour| behaviour.capacity_bytes = capacity_bytes)
         }
+        Nemesis::FlippedBits => flips::install(site, nodes, node, &mut random).await,
         Nemesis::SlowNet => {
             let kilobits_per_second = random.random_range(1_000..4_000);
             site.network().throttle(node, Some(kilobits_per_second)).await?;
@@ -237,6 +254,7 @@ pub(super) async fn heal(
             }
             behave_well(site, node, |counters| counters.failed_syncs)?;
         }
+        Nemesis::FlippedBits => seen = seen.adding(flips::heal(site, nodes, node).await?),
         Nemesis::SlowNet => seen.evidence = site.network().throttle(node, None).await?,
         Nemesis::Partition | Nemesis::OneWay | Nemesis::Bridge | Nemesis::Reset | Nemesis::Loss => {
             for node in 0..site.count() {

@@ -10,6 +10,7 @@
 mod around;
 mod backup;
 mod fault;
+mod flips;
 mod herd;
 mod member;
 pub mod nemesis;
@@ -22,6 +23,7 @@ pub mod report;
 mod site;
 mod timeline;
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -181,16 +183,11 @@ async fn endure(
         doomed.extend(fault::may_end(draw.nemesis).then_some(draw.node));
         healed.push((draw, shards, from_ms..until_ms, seen));
     }
-    let is_alone = healed.len() == 1;
-    for (draw, shards, time, seen) in healed {
-        let seen = seen
-            .complete(is_alone)
-            .await
-            .with_context(|| format!("{} at node {}", draw.nemesis, draw.node + 1))?;
-        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
-        faults.push(Fault::new(&draw, shards, time, seen));
-    }
     may_end.extend_from_slice(doomed);
+    tokio::select! {
+        completed = complete(healed, faults) => completed?,
+        error = site::keep_up(nodes, &may_end) => return Err(error),
+    }
     let ended = Instant::now();
     site.until_healthy(nodes, &may_end, HEAL_TIMEOUT)
         .await
@@ -198,6 +195,23 @@ async fn endure(
     tracing::info!(after = ?ended.elapsed(), "healthy again");
     Ok(())
 }
+
+/// Waits for what goes on by itself after all faults were healed, and puts down what is known of each.
+async fn complete(healed: Vec<Healed>, faults: &mut Vec<Fault>) -> anyhow::Result<()> {
+    let is_alone = healed.len() == 1;
+    for (draw, shards, time_ms, seen) in healed {
+        let seen = seen
+            .complete(is_alone)
+            .await
+            .with_context(|| format!("{} at node {}", draw.nemesis, draw.node + 1))?;
+        tracing::info!(nemesis = %draw.nemesis, evidence = seen.evidence, "ends");
+        faults.push(Fault::new(&draw, shards, time_ms, seen));
+    }
+    Ok(())
+}
+
+/// A fault that has ended, and when it was.
+type Healed = (Draw, Vec<u32>, Range<u64>, Seen);
 
 /// A fault that has begun: what it is, the shards that its node led, since when, and what is known of it.
 type Installed = (Draw, Vec<u32>, u64, Seen);

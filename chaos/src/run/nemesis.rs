@@ -37,6 +37,8 @@ pub enum Nemesis {
     SlowDisk,
     /// There is no room (N-14).
     FullDisk,
+    /// Some of what a node reads from its disk comes back with a bit flipped (N-17).
+    FlippedBits,
     /// The wall clock of one node jumps (N-18).
     Clock,
     /// A node joins, another is drained, the first is removed (N-22).
@@ -101,7 +103,7 @@ impl Nemesis {
             | Self::Loss
             | Self::SlowNet
             | Self::Herd => Family::Network,
-            Self::SlowDisk | Self::FullDisk => Family::Disk,
+            Self::SlowDisk | Self::FullDisk | Self::FlippedBits => Family::Disk,
             Self::Clock => Family::Clock,
             Self::Poison => Family::Clients,
             Self::Backup => Family::Operator,
@@ -127,10 +129,16 @@ impl Nemesis {
             | Self::HungDisk
             | Self::FailingDisk
             | Self::SlowDisk
-            | Self::FullDisk => Need::Disk,
+            | Self::FullDisk
+            | Self::FlippedBits => Need::Disk,
             Self::Loss => Need::Packets,
             Self::Clock => Need::Clock,
         }
+    }
+
+    /// Whether the node's process ends, or stands still, in its course.
+    pub(super) fn takes_down(self) -> bool {
+        self.family() == Family::Process || self == Self::FlippedBits
     }
 
     /// Whether a leader that suffers it must be replaced, so that its shards are served again while it lasts.
@@ -147,6 +155,7 @@ impl Nemesis {
             | Self::SlowNet
             | Self::SlowDisk
             | Self::FullDisk
+            | Self::FlippedBits
             | Self::Clock
             | Self::Member
             | Self::Herd

@@ -194,14 +194,16 @@ impl Period {
                     leader_of(status, *shard).filter(|leader| *leader < nodes).unwrap_or(0)
                 }
             };
-            let is_process = |draw: &Draw| draw.nemesis.family() == Family::Process;
-            let process = draws.iter().find(|draw| is_process(draw));
+            let is_taken = |node: usize| {
+                draws.iter().any(|draw| draw.nemesis.takes_down() && draw.node == node)
+            };
             let concerns_itself = matches!(
                 nemesis.family(),
                 Family::Disk | Family::Clock | Family::Clients | Family::Operator
             ) || *nemesis == Nemesis::Herd;
-            if concerns_itself && process.is_some_and(|draw| draw.node == node) {
-                node = (node + 1) % nodes;
+            if concerns_itself {
+                let mut others = (0..nodes).map(|step| (node + step) % nodes);
+                node = others.find(|node| !is_taken(*node)).unwrap_or(node);
             }
             draws.push(Draw { nemesis: *nemesis, node, seed: *seed });
         }
@@ -315,6 +317,12 @@ mod tests {
             for itself in [Family::Disk, Family::Clock, Family::Clients] {
                 if let (Some(process), Some(other)) = (of(Family::Process), of(itself)) {
                     assert_ne!(process.node, other.node);
+                }
+            }
+            let flipped = draws.iter().find(|draw| draw.nemesis == Nemesis::FlippedBits);
+            for itself in [Family::Clock, Family::Clients, Family::Operator] {
+                if let (Some(flipped), Some(other)) = (flipped, of(itself)) {
+                    assert_ne!(flipped.node, other.node);
                 }
             }
         }

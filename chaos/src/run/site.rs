@@ -193,6 +193,16 @@ pub(super) fn restart_ended(nodes: &mut Nodes, may_end: &[usize]) -> anyhow::Res
     Ok(())
 }
 
+/// The same, again and again: whoever waits for something may need them. It returns when one cannot be started.
+pub(super) async fn keep_up(nodes: &mut Nodes, may_end: &[usize]) -> anyhow::Error {
+    loop {
+        if let Err(error) = restart_ended(nodes, may_end) {
+            return error;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
 async fn healthy(nodes: &Nodes) -> anyhow::Result<()> {
     for node in 0..nodes.count() {
         let status =

@@ -25,6 +25,7 @@ use tracing::warn;
 use super::addresses::Announced;
 use super::node::Shared;
 use super::router::Target;
+use super::serve;
 use super::shard::ShardMsg;
 use crate::storage::state;
 use crate::wire::delivery::{
@@ -190,6 +191,7 @@ async fn judge(
             Ok(None) => stale.push((session.device, session.epoch)),
             Err(error) => {
                 warn!(%shard, %error, "announced sessions cannot be compared with their records");
+                serve::unreadable(&replica.group, error);
                 return None;
             }
         }

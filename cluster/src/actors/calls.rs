@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::device::{DeviceContext, DeviceMsg};
 use super::reply::{Proposed, Waiting};
+use super::serve;
 use super::shard::ShardMsg;
 use crate::metrics;
 use crate::storage::state;
@@ -280,7 +281,7 @@ fn reach(device: &DeviceId, context: &DeviceContext, address: Address) -> Reach 
             let refusal = drover_core::change::Refusal::not_found(device);
             return Reach::Never(Failure::Refused(refusal));
         }
-        Err(error) => return Reach::Never(Failure::GroupStopped { problem: error.to_string() }),
+        Err(error) => return Reach::Never(serve::unreadable(&context.group, error)),
     };
     let presence = record.presence;
     if presence.connected_since.is_none() {

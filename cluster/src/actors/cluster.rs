@@ -126,7 +126,7 @@ impl Cluster {
                 }
                 stopped(GroupId::Meta, error.to_string())
             })?;
-        let (live, publisher) = LiveHub::new(Arc::clone(&storage), peers.clone());
+        let (live, publisher) = LiveHub::new(Arc::clone(&storage), groups.clone(), peers.clone());
         let (closing, closed) = mpsc::channel(CLOSING_MAX);
         let random = match seed {
             Some(seed) => rand::rngs::StdRng::seed_from_u64(seed),

@@ -15,6 +15,7 @@ use tracing::warn;
 use super::admission::Gauge;
 use super::device::DeviceContext;
 use super::proposer::Connected;
+use super::serve;
 use super::shard::ShardMsg;
 use crate::storage::{self, Storage, state};
 use crate::wire::request::Failure;
@@ -81,6 +82,7 @@ async fn look(context: &DeviceContext) {
             Ok(None) => return,
             Err(error) => {
                 warn!(shard = %context.shard, %error, "connections cannot be looked for");
+                serve::unreadable(&context.group, error);
                 return;
             }
         };

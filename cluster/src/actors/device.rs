@@ -23,9 +23,11 @@ use super::clock::Clock;
 use super::outbox::Outbox;
 use super::proposer::Proposal;
 use super::reply::{Caller, Waiting};
+use super::serve;
 use super::shard::ShardMsg;
 use crate::metrics;
-use crate::storage::{Storage, mailbox};
+use crate::raft::group::Group;
+use crate::storage::{self, Storage, mailbox};
 use crate::wire::request::{Failure, Reported, Response, encode_change};
 
 /// What a device actor can be told. Each variant says who sends it.
@@ -63,6 +65,7 @@ pub(super) enum DeviceMsg {
 #[derive(Debug)]
 pub(super) struct DeviceContext {
     pub(super) shard: ShardId,
+    pub(super) group: Group,
     pub(super) proposer: mpsc::Sender<Proposal>,
     pub(super) outbox: Outbox,
     pub(super) storage: Arc<dyn Storage>,
@@ -191,7 +194,7 @@ impl DeviceState {
                 });
                 self.deliver_commands(to, epoch, first.number.before(), locked.collect());
             }
-            Err(error) => self.unreadable(&error),
+            Err(error) => self.unreadable(error),
         }
     }
 
@@ -211,7 +214,7 @@ impl DeviceState {
                 locked.sort_by_key(number);
                 self.deliver_commands(to, epoch, after, locked);
             }
-            Err(error) => self.unreadable(&error),
+            Err(error) => self.unreadable(error),
         }
     }
 
@@ -236,14 +239,15 @@ impl DeviceState {
                 }
                 // It has ended since it was read.
                 Ok(None) => {}
-                Err(error) => return self.unreadable(&error),
+                Err(error) => return self.unreadable(error),
             }
         }
     }
 
     /// The lock runs out, and the command is sent again by a leader that can read it.
-    fn unreadable(&self, error: &crate::storage::Error) {
+    fn unreadable(&self, error: storage::Error) {
         warn!(shard = %self.context.shard, device = %self.device, %error, "commands cannot be read");
+        serve::unreadable(&self.context.group, error);
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::admission::Gauge;
 use super::device::DeviceContext;
+use super::serve;
 use super::shard::ShardMsg;
 use crate::storage::mailbox;
 
@@ -70,6 +71,7 @@ impl DueTimer {
             Ok(due) => self.propose(context, due, now),
             Err(error) => {
                 warn!(shard = %context.shard, %error, "what is due cannot be read");
+                serve::unreadable(&context.group, error);
                 Some(now.plus_ms(AGAIN_AFTER_MS))
             }
         };

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use drover_core::change::Event;
-use drover_core::ids::{NodeId, Offset, ShardId};
+use drover_core::ids::{GroupId, NodeId, Offset, ShardId};
 use drover_core::message::{Live, StreamPage};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::serve;
 use crate::metrics;
+use crate::raft::groups::Groups;
 use crate::raft::peers::Peers;
 use crate::storage::Storage;
 use crate::storage::stream::{self, PageLimit};
@@ -74,11 +76,16 @@ pub(super) struct Publisher {
     hub: LiveHub,
     queue: mpsc::Receiver<Committed>,
     storage: Arc<dyn Storage>,
+    groups: Groups,
     peers: Peers,
 }
 
 impl LiveHub {
-    pub(super) fn new(storage: Arc<dyn Storage>, peers: Peers) -> (Self, Publisher) {
+    pub(super) fn new(
+        storage: Arc<dyn Storage>,
+        groups: Groups,
+        peers: Peers,
+    ) -> (Self, Publisher) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let shared = Arc::new(Hub {
             queue: sender,
@@ -87,7 +94,7 @@ impl LiveHub {
             listeners: Mutex::default(),
         });
         let hub = Self { shared };
-        (hub.clone(), Publisher { hub, queue, storage, peers })
+        (hub.clone(), Publisher { hub, queue, storage, groups, peers })
     }
 
     /// From the shard that this node leads.
@@ -232,10 +239,13 @@ impl Publisher {
                     next = after;
                     live.push(Live::Messages(messages));
                 }
-                // Retention took them, or the store fails, which its writers find out too.
+                // Retention took them.
                 Ok(_) => return live.push(Live::Missed(end.get() - next.get())),
                 Err(error) => {
                     warn!(%shard, %error, "committed messages cannot be read for live readers");
+                    if let Some(group) = self.groups.get(GroupId::Shard(shard)) {
+                        serve::unreadable(&group, error);
+                    }
                     return live.push(Live::Missed(end.get() - next.get()));
                 }
             }

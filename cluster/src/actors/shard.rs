@@ -197,6 +197,7 @@ impl ShardState {
         ];
         let context = DeviceContext {
             shard,
+            group,
             proposer: queue,
             outbox,
             storage,

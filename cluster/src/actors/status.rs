@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 use super::cluster::{ClusterStatus, NodeStatus, ShardStatus};
 use super::error::Error;
 use super::node::Shared;
+use super::serve;
 use crate::raft::group::Group;
 use crate::storage::state;
 use crate::wire::request::{
@@ -50,8 +51,10 @@ fn group_summary(shared: &Shared, id: GroupId, group: &Group) -> GroupSummary {
     let leads = leadership.serving;
     let stream = match id {
         GroupId::Meta => None,
-        // A stream that cannot be read is listed among the problems by whoever found out.
-        GroupId::Shard(_) => state::stream(&*shared.storage, id).ok(),
+        // A replica that cannot be read is listed among the problems from now on.
+        GroupId::Shard(_) => state::stream(&*shared.storage, id)
+            .inspect_err(|error| drop(serve::unreadable(group, error.clone())))
+            .ok(),
     }
     .unwrap_or_default();
     let matched: BTreeMap<_, _> = progress.matched.into_iter().collect();

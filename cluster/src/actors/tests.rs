@@ -1,6 +1,7 @@
 //! Whole nodes in one process: real Raft over loopback, the simulated disk, the actors above them.
 
 mod commands;
+mod damage;
 mod gate;
 mod leaders;
 mod members;
