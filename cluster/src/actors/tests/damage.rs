@@ -50,7 +50,7 @@ async fn a_call_that_meets_a_record_that_cannot_be_read_stops_the_replica() {
     node.disk.rot(Table::Device, keys::device(group, &device));
     let call = MethodCall {
         name: "reboot".parse().expect("a legal name"),
-        payload: Bytes::new(),
+        payload: Bytes::from_static(b"{}"),
         connect_timeout: Duration::ZERO,
         response_timeout: Duration::from_millis(1),
     };
