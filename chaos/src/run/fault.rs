@@ -192,15 +192,7 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             site.network().lose(node, percent).await?;
             Ok(Seen::of(0, format!("{percent} %")))
         }
-        Nemesis::Clock => {
-            let jump_s = random.random_range(CLOCK_JUMP_S).cast_signed();
-            let offset_s = if random.random() { jump_s } else { -jump_s };
-            site.set_clock(node, offset_s)?;
-            // A node that is down, because another fault of the period wants it so, has no clock to be wrong.
-            let is_faked =
-                nodes.process(node).and_then(|process| process.has_mapped("libfaketime"));
-            Ok(Seen::of(u64::from(is_faked.unwrap_or(false)), format!("{offset_s:+} s")))
-        }
+        Nemesis::Clock => jump(site, nodes, node, &mut random),
         Nemesis::Herd => {
             let herd = Herd::gather(nodes, node).await?;
             site.network().cut_clients(node, true).await?;
@@ -221,6 +213,16 @@ pub(super) async fn install(site: &Site, nodes: &mut Nodes, draw: &Draw) -> anyh
             Ok(Seen::later(|over| copying.repeat(over)))
         }
     }
+}
+
+/// Lets a node's clock jump, forwards or back.
+fn jump(site: &Site, nodes: &mut Nodes, node: usize, random: &mut StdRng) -> anyhow::Result<Seen> {
+    let jump_s = random.random_range(CLOCK_JUMP_S).cast_signed();
+    let offset_s = if random.random() { jump_s } else { -jump_s };
+    site.set_clock(node, offset_s)?;
+    // A node that is down, because another fault of the period wants it so, has no clock to be wrong.
+    let is_faked = nodes.process(node).and_then(|process| process.has_mapped("libfaketime"));
+    Ok(Seen::of(u64::from(is_faked.unwrap_or(false)), format!("{offset_s:+} s")))
 }
 
 /// Ends a fault; what is known of it now.

@@ -303,7 +303,7 @@ mod tests {
     use super::*;
 
     fn message(offset: u64, body: &[u8]) -> Message {
-        Message { offset, body: body.to_vec().into(), ..Message::default() }
+        Message { offset, body: body.to_vec(), ..Message::default() }
     }
 
     #[test]
