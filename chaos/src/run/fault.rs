@@ -75,6 +75,16 @@ impl Seen {
         Self { suffered, ..self }
     }
 
+    #[cfg(test)]
+    pub(super) fn complaint(&self) -> Option<&str> {
+        self.complaint.as_deref()
+    }
+
+    #[cfg(test)]
+    pub(super) fn suffered(&self) -> Option<&str> {
+        self.suffered.as_deref()
+    }
+
     /// What `begin` starts; it is told when the faults of the period are over, and must end some time after that.
     pub(super) fn later<F>(begin: impl FnOnce(watch::Receiver<bool>) -> F) -> Self
     where
@@ -380,5 +390,41 @@ impl<'a> Links<'a> {
         self.network.cut(self.victim, &[other], Cut::Silence).await?;
         self.network.cut(other, &[self.victim], Cut::Silence).await?;
         Ok(Seen::of(0, format!("nodes {} and {}", self.victim + 1, other + 1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    async fn completed(seen: Seen, is_alone: bool) -> Seen {
+        let later = Seen::later(async |mut over| {
+            over.wait_for(|is_over| *is_over).await?;
+            Ok(seen)
+        });
+        later.complete(is_alone).await.expect("it has ended")
+    }
+
+    #[tokio::test]
+    async fn what_was_suffered_is_a_complaint_unless_another_fault_can_explain_it() {
+        let noticed = || Seen::of(1, "noticed").suffering(Some("it was cut off".to_owned()));
+        let accepted = || noticed().complaining(Some("it was accepted".to_owned()));
+        let judged = async {
+            assert_eq!(completed(noticed(), true).await.complaint(), Some("it was cut off"));
+            assert_eq!(completed(noticed(), false).await.complaint(), None);
+            // Nothing excuses this.
+            assert_eq!(completed(accepted(), false).await.complaint(), Some("it was accepted"));
+        };
+        LocalSet::new().run_until(judged).await;
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_by_itself_and_fails_is_no_fault_that_was() {
+        let failing = async {
+            Seen::later(async |_| anyhow::bail!("no node joins")).complete(true).await.map(drop)
+        };
+        LocalSet::new().run_until(failing).await.expect_err("it has not been there");
     }
 }

@@ -77,17 +77,22 @@ impl Herd {
                 back.push(link);
             }
         }
-        times_ms.sort_unstable();
-        let (cut, missing) = (numbers.len(), numbers.len() - back.len());
-        let detail = format!(
-            "{cut} connections; back after p50 {} ms, p99 {} ms, all after {} ms",
-            quantile(&times_ms, 50),
-            quantile(&times_ms, 99),
-            quantile(&times_ms, 100)
-        );
-        let complaint = format!("{missing} of {cut} devices of the herd did not come back");
-        Ok(Seen::of(cut as u64, detail).complaining((missing > 0).then_some(complaint)))
+        Ok(judged(numbers.len(), times_ms))
     }
+}
+
+/// `times_ms`: of those who are back.
+fn judged(cut: usize, mut times_ms: Vec<u64>) -> Seen {
+    times_ms.sort_unstable();
+    let missing = cut.saturating_sub(times_ms.len());
+    let detail = format!(
+        "{cut} connections; back after p50 {} ms, p99 {} ms, all after {} ms",
+        quantile(&times_ms, 50),
+        quantile(&times_ms, 99),
+        quantile(&times_ms, 100)
+    );
+    let complaint = format!("{missing} of {cut} devices of the herd did not come back");
+    Seen::of(cut as u64, detail).complaining((missing > 0).then_some(complaint))
 }
 
 /// How long that took, from now on; `None` if it took too long.
@@ -105,5 +110,63 @@ async fn come_back(
     tokio::select! {
         (_, link) = herd::come_back(&fleet, number) => Some((begin.elapsed(), link)),
         () = given_up => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A hub that accepts everybody but device 1.
+    async fn hub() -> anyhow::Result<(SocketAddr, JoinSet<()>)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut devices = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                devices.spawn(accept(socket));
+            }
+        });
+        Ok((address, serving))
+    }
+
+    async fn accept(mut socket: TcpStream) -> std::io::Result<()> {
+        let mut connect = [0; 256];
+        let length = socket.read(&mut connect).await?;
+        if !connect[..length].ends_with(b"-1") {
+            socket.write_all(&[0x20, 2, 0, 0]).await?;
+            // Until the device goes.
+            socket.read(&mut connect).await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_does_not_come_back_is_a_complaint() -> anyhow::Result<()> {
+        let (address, _serving) = hub().await?;
+        let stampede = async |numbers: &[usize]| {
+            let fleet = Fleet::broker(vec![address, address]);
+            let (over, is_over) = watch::channel(true);
+            let mut links = Vec::new();
+            for number in numbers {
+                // Before the cut nobody was turned away.
+                links.push((*number, fleet.connect_to(0, address).await?));
+            }
+            let seen = Herd { fleet, node: 0, links }.stampede(is_over).await;
+            drop(over);
+            seen
+        };
+        let all = stampede(&[0, 2, 3]).await?;
+        assert_eq!((all.evidence, all.complaint()), (3, None));
+        let but_one = stampede(&[0, 1, 2]).await?;
+        let complaint = "1 of 3 devices of the herd did not come back";
+        assert_eq!((but_one.evidence, but_one.complaint()), (3, Some(complaint)));
+        Ok(())
     }
 }

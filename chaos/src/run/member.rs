@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use drover_proto::admin::{ClusterStatus, NodeStatus};
+use drover_proto::admin::{ClusterStatus, MemberState, NodeStatus};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -38,13 +38,17 @@ impl Churn {
         let mut spare = spare.lock().await;
         let number =
             until_ok("a node joins", PATIENCE, async || self.joined(&mut spare).await).await?;
-        let share =
-            until_ok("the new node has its share", PATIENCE, async || self.share_of(number).await)
-                .await?;
+        let share = until_ok("the new node has its share", PATIENCE, async || {
+            share_in(&self.admin.status().await?, number)
+        })
+        .await?;
         let joined = begin.elapsed();
         self.drain_founder().await?;
-        until_ok("only the founders are left", PATIENCE * 2, async || self.only_founders().await)
-            .await?;
+        until_ok("only the founders are left, with everything", PATIENCE * 2, async || {
+            self.remove_others().await?;
+            founders_have_all(&self.admin.status().await?, self.founders)
+        })
+        .await?;
         spare.end().await?;
         let text = format!(
             "node {number} joined and held {share} replicas after {:.1} s; node {} was drained; all over after {:.1} s",
@@ -64,44 +68,123 @@ impl Churn {
         spare.number().context("it is no member yet")
     }
 
-    async fn share_of(&self, number: u32) -> anyhow::Result<u32> {
-        let status = self.admin.status().await?;
-        let replicas = member(&status, number).context("it is not in the status")?.replicas;
-        ensure!(replicas > 0, "it holds nothing yet");
-        ensure!(status.moves.is_empty(), "{} moves are planned or under way", status.moves.len());
-        Ok(replicas)
-    }
-
     async fn drain_founder(&self) -> anyhow::Result<()> {
         until_ok("a founder is drained", PATIENCE, async || {
             self.admin.drain(self.drained).await?;
-            let status = self.admin.status().await?;
-            let leaders = member(&status, self.drained).context("it is a founder")?.leaders;
-            ensure!(leaders == 0, "it still leads {leaders} groups");
-            Ok(())
+            leads_nothing(&self.admin.status().await?, self.drained)
         })
         .await?;
-        until_ok("it gets its share again", PATIENCE, async || {
+        until_ok("it is to get its share again", PATIENCE, async || {
             self.admin.undrain(self.drained).await
         })
         .await
     }
 
     /// Drains and removes whoever else is a member, also one that joined and never came up.
-    async fn only_founders(&self) -> anyhow::Result<()> {
-        let status = self.admin.status().await?;
-        let numbers = status.nodes.iter().filter_map(|node| Some(node.member.as_ref()?.number));
-        let others: Vec<u32> = numbers.filter(|number| *number > self.founders).collect();
-        for number in &others {
-            self.admin.drain(*number).await?;
+    async fn remove_others(&self) -> anyhow::Result<()> {
+        for number in others(&self.admin.status().await?, self.founders) {
+            self.admin.drain(number).await?;
             // Refused until it holds nothing.
-            self.admin.remove(*number).await?;
+            self.admin.remove(number).await?;
         }
-        ensure!(others.is_empty(), "nodes {others:?} are still members");
         Ok(())
     }
 }
 
-fn member(status: &ClusterStatus, number: u32) -> Option<&NodeStatus> {
-    status.nodes.iter().find(|node| node.member.as_ref().is_some_and(|of| of.number == number))
+/// How many replicas a node holds that has its share of them.
+fn share_in(status: &ClusterStatus, number: u32) -> anyhow::Result<u32> {
+    let replicas = member(status, number)?.replicas;
+    ensure!(replicas > 0, "it holds nothing yet");
+    is_at_rest(status)?;
+    Ok(replicas)
+}
+
+fn is_at_rest(status: &ClusterStatus) -> anyhow::Result<()> {
+    ensure!(status.moves.is_empty(), "{} moves are planned or under way", status.moves.len());
+    Ok(())
+}
+
+fn leads_nothing(status: &ClusterStatus, number: u32) -> anyhow::Result<()> {
+    let leaders = member(status, number)?.leaders;
+    ensure!(leaders == 0, "it still leads {leaders} groups");
+    Ok(())
+}
+
+/// Whether nobody else is a member, and each of the founders, which are as many as replicas, holds one of every group.
+fn founders_have_all(status: &ClusterStatus, founders: u32) -> anyhow::Result<()> {
+    let others = others(status, founders);
+    ensure!(others.is_empty(), "nodes {others:?} are still members");
+    is_at_rest(status)?;
+    let groups = status.shards.len();
+    for number in 1..=founders {
+        let founder = member(status, number)?;
+        let (replicas, state) = (founder.replicas, founder.state());
+        ensure!(replicas as usize == groups, "node {number} holds {replicas} of {groups} groups");
+        ensure!(state == MemberState::Active, "node {number} is {state:?}");
+    }
+    Ok(())
+}
+
+fn others(status: &ClusterStatus, founders: u32) -> Vec<u32> {
+    let numbers = status.nodes.iter().filter_map(|node| Some(node.member.as_ref()?.number));
+    numbers.filter(|number| *number > founders).collect()
+}
+
+fn member(status: &ClusterStatus, number: u32) -> anyhow::Result<&NodeStatus> {
+    let is_it =
+        |node: &&NodeStatus| node.member.as_ref().is_some_and(|member| member.number == number);
+    status.nodes.iter().find(is_it).with_context(|| format!("node {number} is no member"))
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_proto::admin::{Member, MoveStatus, ShardStatus};
+
+    use super::*;
+
+    /// Five groups, and nodes that hold replicas of so many each, numbered from 1.
+    fn cluster(replicas: &[u32]) -> ClusterStatus {
+        let node = |(number, replicas): (u32, &u32)| NodeStatus {
+            member: Some(Member { number, ..Member::default() }),
+            replicas: *replicas,
+            state: MemberState::Active.into(),
+            ..NodeStatus::default()
+        };
+        let nodes = (1..).zip(replicas).map(node).collect();
+        let shards = vec![ShardStatus::default(); 5];
+        ClusterStatus { nodes, shards, ..ClusterStatus::default() }
+    }
+
+    fn moving(status: ClusterStatus) -> ClusterStatus {
+        ClusterStatus { moves: vec![MoveStatus::default()], ..status }
+    }
+
+    #[test]
+    fn a_node_that_gets_nothing_or_not_all_of_its_share_is_waited_for() {
+        assert_eq!(share_in(&cluster(&[4, 4, 4, 4]), 4).expect("its share"), 4);
+        share_in(&cluster(&[5, 5, 5, 0]), 4).expect_err("nothing");
+        share_in(&moving(cluster(&[5, 5, 5, 1])), 4).expect_err("more is on its way");
+        share_in(&cluster(&[5, 5, 5]), 4).expect_err("it is no member");
+    }
+
+    #[test]
+    fn a_drained_node_that_goes_on_leading_is_waited_for() {
+        let mut status = cluster(&[5, 5, 5, 1]);
+        leads_nothing(&status, 2).expect("nobody leads");
+        status.nodes[1].leaders = 1;
+        leads_nothing(&status, 2).expect_err("it leads a group");
+    }
+
+    #[test]
+    fn all_is_over_when_the_founders_alone_are_members_and_have_what_they_had() {
+        let judged = |status: &ClusterStatus| founders_have_all(status, 3);
+        judged(&cluster(&[5, 5, 5])).expect("as it was");
+        judged(&cluster(&[5, 5, 5, 0])).expect_err("a fourth is still there");
+        judged(&cluster(&[5, 4, 5])).expect_err("the drained one did not get its share again");
+        judged(&cluster(&[5, 5])).expect_err("a founder is gone");
+        judged(&moving(cluster(&[5, 5, 5]))).expect_err("something moves");
+        let mut drained = cluster(&[5, 5, 5]);
+        drained.nodes[1].state = MemberState::Drained.into();
+        judged(&drained).expect_err("a founder is still drained");
+    }
 }
