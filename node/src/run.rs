@@ -6,6 +6,7 @@
 mod bootstrap;
 mod certificates;
 mod node;
+mod open_files;
 mod sockets;
 
 use std::convert::Infallible;
@@ -105,7 +106,12 @@ fn stop_on_signal(stop: CancellationToken) -> Result<JoinHandle<()>, Error> {
 }
 
 /// Runs a node until `stop`, or until its storage fails. At each `reload` it reads its certificates again.
-pub async fn until(config: Config, stop: CancellationToken, reload: &Notify) -> Result<(), Error> {
+pub async fn until(
+    mut config: Config,
+    stop: CancellationToken,
+    reload: &Notify,
+) -> Result<(), Error> {
+    open_files::fit(&mut config.limits)?;
     let handle = observe::start_metrics().map_err(Error::Failed)?;
     let mut sockets = Sockets::bind(&config).await?;
     observe::start_purging();

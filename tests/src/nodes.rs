@@ -36,6 +36,8 @@ struct Node {
     settings: Vec<(String, String)>,
     /// The size of a file system of its own for the store, as `mount` takes it. It goes when the process goes.
     disk: Option<String>,
+    /// How many files the system lets it hold open.
+    open_files: Option<u32>,
     build: Build,
     process: Option<Child>,
 }
@@ -65,6 +67,20 @@ impl Nodes {
         for node in &mut nodes.members {
             node.build = Build::Older;
         }
+        nodes.started(count).await
+    }
+
+    /// One node that the system lets hold so many files open, sockets included.
+    pub async fn start_with_few_files(open_files: u32) -> Result<Self> {
+        let mut nodes = Self::prepare(1, &[])?;
+        nodes.members[0].open_files = Some(open_files);
+        nodes.started(1).await
+    }
+
+    /// A cluster whose last node keeps its data in this folder.
+    pub async fn start_with_last_data(count: usize, data: &Path) -> Result<Self> {
+        let mut nodes = Self::prepare(count, &[])?;
+        nodes.set(count - 1, "node.data", &data.to_string_lossy());
         nodes.started(count).await
     }
 
@@ -122,6 +138,7 @@ impl Nodes {
             ports: base + (number - 1) as u16 * PORTS_A_NODE,
             settings: settings.clone(),
             disk: None,
+            open_files: None,
             build: Build::Current,
             process: None,
         };
@@ -236,13 +253,18 @@ impl Nodes {
         ensure!(node.process.is_none(), "node {} runs already", index + 1);
         let log = File::options().create(true).append(true).open(node.home.join("log"))?;
         let program = node.build.program()?;
-        let mut command = match &node.disk {
-            Some(size) => {
+        let mut command = match (&node.disk, node.open_files) {
+            (Some(size), _) => {
                 let mut mounting = mounting(size, &node.home.join("data/store"));
                 mounting.arg(program);
                 mounting
             }
-            None => Command::new(program),
+            (None, Some(files)) => {
+                let mut limiting = Command::new("prlimit");
+                limiting.arg(format!("--nofile={files}:{files}")).arg(program);
+                limiting
+            }
+            (None, None) => Command::new(program),
         };
         let process = command
             .args([
@@ -287,7 +309,8 @@ impl Nodes {
         );
         fs::write(home.join("node.toml"), config)?;
         let settings = vec![("DROVER_JOIN_TOKEN".to_owned(), token.to_owned())];
-        self.members.push(Node { home, ports, settings, disk: None, build, process: None });
+        let (disk, open_files, process) = (None, None, None);
+        self.members.push(Node { home, ports, settings, disk, open_files, build, process });
         self.restart(index)?;
         Ok(index)
     }

@@ -9,8 +9,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Behaviour {
     pub sync: Sync,
-    /// Writes fail with EIO.
-    pub fails_writes: bool,
+    pub writes: Writes,
     /// A write that would make all files together longer than this fails with ENOSPC.
     pub capacity_bytes: Option<u64>,
     /// Some of what is read comes back wrong.
@@ -38,6 +37,16 @@ pub enum Sync {
     Fails,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Writes {
+    #[default]
+    Taken,
+    /// EIO.
+    Fail,
+    /// EROFS, for changes of names as well: what a file system becomes that has met an error. Reads and syncs go on.
+    ReadOnly,
+}
+
 /// What was asked of a disk and what came of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -45,6 +54,7 @@ pub struct Counters {
     /// Syncs that were held back.
     pub delayed: u64,
     pub failed_syncs: u64,
+    /// Writes and changes of names that were refused.
     pub failed_writes: u64,
     /// Answers that room is limited, and how much there is.
     pub told_capacity: u64,

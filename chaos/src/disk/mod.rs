@@ -2,7 +2,7 @@
 //!
 //! A kernel keeps what a killed process has written, so SIGKILL proves nothing about fsync. Here a file system of our own
 //! (FUSE, so it needs root and /dev/fuse) stands below a real node: [`volume`] says what survives a power loss, [`bytes`]
-//! keeps what undoes a file's unsynced writes, [`behaviour`] makes syncs slow, hung or failing, [`rot`] gives bits back wrong and
+//! keeps what undoes a file's unsynced writes, [`behaviour`] makes syncs slow, hung or failing and refuses writes, [`rot`] gives bits back wrong and
 //! [`block`] knows where that must be noticed, [`server`] answers the kernel and [`mounted`] is the handle.
 
 mod behaviour;
@@ -15,6 +15,6 @@ mod server;
 mod tests;
 mod volume;
 
-pub use behaviour::{Behaviour, Counters, Flips, Sync};
+pub use behaviour::{Behaviour, Counters, Flips, Sync, Writes};
 pub use mounted::{Disk, obstacle, remove_stale};
 pub use volume::{Kept, Loss};

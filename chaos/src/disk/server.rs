@@ -15,7 +15,7 @@ use fuser::{
 };
 use tokio::time::Instant;
 
-use super::behaviour::{Behaviour, Counters, Sync, Waiting};
+use super::behaviour::{Behaviour, Counters, Sync, Waiting, Writes};
 use super::rot::{self, Rot};
 use super::volume::{Inode, Kind, Owner, Volume};
 
@@ -126,10 +126,10 @@ impl State {
     }
 
     fn write(&mut self, number: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        let outcome = if self.behaviour.fails_writes {
-            Err(Errno::EIO)
-        } else {
-            self.has_room(number, offset + data.len() as u64)
+        let outcome = match self.behaviour.writes {
+            Writes::Taken => self.has_room(number, offset + data.len() as u64),
+            Writes::Fail => Err(Errno::EIO),
+            Writes::ReadOnly => Err(Errno::EROFS),
         };
         if let Err(error) = outcome {
             self.counters.failed_writes += 1;
@@ -159,9 +159,18 @@ impl State {
         Ok(if is_direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() })
     }
 
+    /// The volume, to change it in another way than by writing to a file.
+    fn writable(&mut self) -> Result<&mut Volume, Errno> {
+        if self.behaviour.writes == Writes::ReadOnly {
+            self.counters.failed_writes += 1;
+            return Err(Errno::EROFS);
+        }
+        Ok(&mut self.volume)
+    }
+
     fn resize(&mut self, number: u64, length: u64) -> Result<(), Errno> {
         self.has_room(number, length)?;
-        self.volume.file(number)?.resize(length)?;
+        self.writable()?.file(number)?.resize(length)?;
         self.volume.inode_mut(number)?.modified = now();
         Ok(())
     }
@@ -290,7 +299,7 @@ impl Filesystem for Server {
         let mut state = self.0.lock();
         let resized = size.map_or(Ok(()), |size| state.resize(inode.0, size));
         let changed = resized.and_then(|()| {
-            let inode = state.volume.inode_mut(inode.0)?;
+            let inode = state.writable()?.inode_mut(inode.0)?;
             let owner = &mut inode.owner;
             owner.permissions = mode.map_or(owner.permissions, |mode| (mode & 0o7777) as u16);
             owner.user = user.unwrap_or(owner.user);
@@ -316,16 +325,20 @@ impl Filesystem for Server {
     ) {
         let mut state = self.0.lock();
         let owner = owner(request, mode, umask);
-        let made = state.volume.make_directory(parent.0, name, owner, now());
+        let made =
+            state.writable().and_then(|volume| volume.make_directory(parent.0, name, owner, now()));
         Self::entry(reply, made.and_then(|number| state.introduce(number)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        Self::empty(reply, self.0.lock().volume.unlink(parent.0, name));
+        let mut state = self.0.lock();
+        Self::empty(reply, state.writable().and_then(|volume| volume.unlink(parent.0, name)));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        Self::empty(reply, self.0.lock().volume.remove_directory(parent.0, name));
+        let mut state = self.0.lock();
+        let removed = state.writable().and_then(|volume| volume.remove_directory(parent.0, name));
+        Self::empty(reply, removed);
     }
 
     fn rename(
@@ -342,12 +355,13 @@ impl Filesystem for Server {
             return reply.error(Errno::EINVAL);
         }
         let mut state = self.0.lock();
-        Self::empty(reply, state.volume.rename((parent.0, name), (new_parent.0, new_name)));
+        let (from, to) = ((parent.0, name), (new_parent.0, new_name));
+        Self::empty(reply, state.writable().and_then(|volume| volume.rename(from, to)));
     }
 
     fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut state = self.0.lock();
-        let linked = state.volume.link(inode.0, parent.0, name);
+        let linked = state.writable().and_then(|volume| volume.link(inode.0, parent.0, name));
         Self::entry(reply, linked.and_then(|()| state.introduce(inode.0)));
     }
 
@@ -370,7 +384,8 @@ impl Filesystem for Server {
     ) {
         let mut state = self.0.lock();
         let owner = owner(request, mode, umask);
-        let created = state.volume.create(parent.0, name, owner, now());
+        let created =
+            state.writable().and_then(|volume| volume.create(parent.0, name, owner, now()));
         let opened = created.and_then(|number| {
             state.volume.open(number)?;
             state.introduce(number)

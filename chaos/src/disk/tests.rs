@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tempfile::TempDir;
 
-use super::behaviour::{Behaviour, Flips, Sync};
+use super::behaviour::{Behaviour, Flips, Sync, Writes};
 use super::block::tests::block;
 use super::mounted::{Disk, obstacle};
 use super::server::now;
@@ -307,12 +307,38 @@ fn a_full_disk_refuses_growth_alone_and_says_how_full_it_is() {
     assert_eq!(refused.raw_os_error(), Some(Errno::ENOSPC.into()));
     file.write_all_at(&[3; 4096], 0).unwrap();
     assert_eq!(disk.used_bytes(), 8192);
-    disk.behave(Behaviour { fails_writes: true, ..full });
+    disk.behave(Behaviour { writes: Writes::Fail, ..full });
     let failed = file.write_all_at(&[4; 1], 0).unwrap_err();
     assert_eq!(failed.raw_os_error(), Some(Errno::EIO.into()));
     disk.behave(Behaviour::default());
     file.write_all_at(&[2; 4096], 8192).unwrap();
     assert_eq!(disk.counters().failed_writes, 2);
+}
+
+#[test]
+fn a_read_only_disk_changes_neither_files_nor_names_and_is_read() {
+    let Some((_folder, disk)) = mounted() else { return };
+    let [path, other] = ["file", "other"].map(|name| disk.mountpoint().join(name));
+    fs::write(&path, b"as it was").unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    disk.behave(Behaviour { writes: Writes::ReadOnly, ..Behaviour::default() });
+    let refused = [
+        file.write_all_at(b"!", 0),
+        file.set_len(1),
+        fs::write(&other, b""),
+        fs::remove_file(&path),
+        fs::rename(&path, &other),
+        fs::hard_link(&path, &other),
+        fs::create_dir(&other),
+    ];
+    for refused in refused {
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(Errno::EROFS.into()));
+    }
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"as it was");
+    assert!(disk.counters().failed_writes >= 7);
+    disk.behave(Behaviour::default());
+    fs::rename(&path, &other).unwrap();
 }
 
 #[test]

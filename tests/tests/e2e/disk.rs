@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use drover_chaos::disk::{self, Behaviour, Disk, Writes};
 use drover_proto::admin::GetStatusRequest;
 use drover_tests::clients::{Admin, Device};
 use drover_tests::nodes::Nodes;
@@ -170,6 +171,42 @@ async fn a_flipped_bit_in_a_table_stops_that_replica_reports_it_and_is_never_ser
         Device::connect(nodes.mqtt(0), &id, &key).await?.send("the other shards go on").await?;
     }
     device.send("so does this one, on two of three replicas").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_whose_file_system_turns_read_only_ends_the_others_serve_and_it_comes_back()
+-> Result<()> {
+    if let Some(reason) = disk::obstacle() {
+        eprintln!("NOT CHECKED: no disk can be mounted: {reason}");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let [mountpoint, backing] = ["disk", "backing"].map(|name| folder.path().join(name));
+    fs::create_dir(&mountpoint)?;
+    fs::create_dir(&backing)?;
+    // Before the nodes, so that it is unmounted after they have ended.
+    let disk = Disk::mount(&mountpoint, &backing)?;
+    let mut nodes = Nodes::start_with_last_data(3, &mountpoint.join("data")).await?;
+    let key = nodes.admin(0)?.create_device("logger").await?;
+    let mut device = Device::connect(nodes.mqtt(0), "logger", &key).await?;
+    device.send("before").await?;
+
+    disk.behave(Behaviour { writes: Writes::ReadOnly, ..Behaviour::default() });
+    let address = nodes.mqtt(1);
+    until_ok("the others to serve", async || {
+        Device::connect(address, "logger", &key).await?.send("meanwhile").await
+    })
+    .await;
+    assert_eq!(nodes.wait_for_end(2)?, Some(STORAGE_FAILED), "{}", nodes.log(2));
+    assert!(nodes.log(2).contains("Read-only file system"), "{}", nodes.log(2));
+
+    disk.behave(Behaviour::default());
+    nodes.restart(2)?;
+    nodes.until_ready().await;
+    let sent = bodies(&nodes.admin(2)?.messages_of("logger").await?);
+    assert_eq!(sent.first().map(Vec::as_slice), Some(b"before".as_slice()));
+    assert_eq!(sent.last().map(Vec::as_slice), Some(b"meanwhile".as_slice()));
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod join;
 mod methods;
 mod metrics;
 mod modules;
+mod open_files;
 mod presence;
 mod recover;
 mod sdks;
