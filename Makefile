@@ -54,7 +54,7 @@ e2e: ## run the tests of whole processes: make e2e ARGS=failover
 sim: build ## run the simulation: make sim ARGS="--seeds 100"
 	$(CHAOS) sim $(ARGS)
 
-sim-mutants: build ## plant fourteen mistakes, one after the other: the simulation must find each
+sim-mutants: build ## plant fifteen mistakes, one after the other: the simulation must find each
 	$(CHAOS) sim --mutant ack-before-commit
 	$(CHAOS) sim --mutant no-epoch-check
 	$(CHAOS) sim --mutant applied-index-outside-batch
@@ -69,6 +69,7 @@ sim-mutants: build ## plant fourteen mistakes, one after the other: the simulati
 	$(CHAOS) sim --mutant epoch-in-memory
 	$(CHAOS) sim --mutant node-id-reused
 	$(CHAOS) sim --mutant access-by-prefix
+	$(CHAOS) sim --mutant iterator-status-ignored
 
 chaos: build ## kill nodes of a real cluster and check the promises: make chaos ARGS="--minutes 10"
 	$(CHAOS) kill $(ARGS)

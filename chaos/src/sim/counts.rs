@@ -128,6 +128,8 @@ counters! {
         /// Removed ones that came back with their old disks.
         machines_revived,
         moves_halted,
+        /// Stopped because their data had rotted, and begun anew from the others.
+        replicas_rebuilt,
         /// Replicas that were given a vote in a group that existed before.
         replicas_promoted,
         replicas_demoted,
@@ -146,6 +148,10 @@ counters! {
         writes_unsynced,
         writes_lost,
         partitions,
+        /// Devices that speak MQTT and a node did not hear each other, or one of them not the other.
+        devices_cut_off,
+        /// Of one node's disk, while they lay there.
+        records_rotted,
         holds,
         slow_periods,
         quiet_periods,
@@ -196,6 +202,8 @@ counters! {
         placements,
         /// Nodes that were removed and still run: they serve nobody (I-35).
         outcasts,
+        /// Replicas that were stopped, against how they were when that was seen (I-34).
+        stopped_replicas,
     }
 }
 

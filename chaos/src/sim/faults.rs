@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use drover_cluster::core::ids::GroupId;
+use drover_cluster::raft::log_record;
+use drover_cluster::storage::{Table, keys};
 use rand::Rng;
 use rand::rngs::StdRng;
 use turmoil::Sim;
@@ -13,10 +16,13 @@ use super::node::Machine;
 use super::observe::Observer;
 use super::operator::{Operator, Order};
 use super::plan::{Fault, Plan, stream};
+use super::sockets::HOST;
 
 /// How likely each fault of the plan is in a period.
 const LIKELY: f64 = 0.5;
 const SLOW: Duration = Duration::from_millis(250);
+/// Records that rot together.
+const ROTTEN_MAX: usize = 8;
 
 /// What is to happen at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +30,8 @@ enum Act {
     Crash(u32),
     PowerCut,
     Start(u32),
+    /// Some records of the machine's disk rot.
+    Rot(u32),
     /// The links of a period are made whole.
     Restore,
     /// The next period is drawn.
@@ -32,6 +40,8 @@ enum Act {
 
 pub(super) struct Faults {
     draw: StdRng,
+    /// For the faults that came later than seeds which are kept.
+    other_draw: StdRng,
     plan: Plan,
     history: History,
     operator: Operator,
@@ -57,6 +67,7 @@ impl Faults {
         let draw = stream(plan.seed, "faults", 0);
         let mut faults = Self {
             draw,
+            other_draw: stream(plan.seed, "other faults", 0),
             plan: plan.clone(),
             history,
             operator,
@@ -102,6 +113,7 @@ impl Faults {
                     }
                 }
                 Act::Start(node) => self.start(node, sim),
+                Act::Rot(node) => self.rot(&machines[node as usize - 1]),
                 Act::Restore => self.restore(sim),
                 Act::Period if self.is_over => {}
                 Act::Period => self.begin_period(now_ms, sim),
@@ -183,6 +195,52 @@ impl Faults {
                 self.begin(fault, now_ms, end_ms, sim);
             }
         }
+        if let Some(node) = self.plan.rotting.filter(|_| self.other_draw.random_bool(LIKELY)) {
+            let at_ms = self.other_draw.random_range(now_ms..end_ms);
+            self.plan_at(at_ms, Act::Rot(node));
+        }
+        if self.plan.cuts_devices_off && self.other_draw.random_bool(LIKELY) {
+            self.cut_devices_off(sim);
+        }
+    }
+
+    /// A block of a file: some records of one replica. Of a log it is entries, because nothing helps a node that cannot say which
+    /// replica it has but to be replaced.
+    fn rot(&mut self, machine: &Machine) {
+        let draw = &mut self.other_draw;
+        let shard = draw.random_range(0..self.plan.shards);
+        let group = GroupId::from_number(shard + 1).expect("a plan has a few shards");
+        let table = Table::ALL[draw.random_range(0..Table::ALL.len())];
+        let range = match table {
+            Table::Log => log_record::entry_keys(group, 0..u64::MAX),
+            Table::Group
+            | Table::Device
+            | Table::Twin
+            | Table::Stream
+            | Table::History
+            | Table::Mailbox => keys::all(group),
+        };
+        let (place, count) = (draw.random_range(0..usize::MAX), draw.random_range(1..=ROTTEN_MAX));
+        let rotten = machine.disk.rot(table, &range, place, count);
+        self.history.lock().counts.faults.records_rotted += rotten as u64;
+        self.history.note(format_args!(
+            "fault: {rotten} records of {group} in {table:?} rot at node {}",
+            machine.number
+        ));
+    }
+
+    /// From one node, in one direction or in both.
+    fn cut_devices_off(&mut self, sim: &mut Sim<'_>) {
+        let powered = self.operator.powered();
+        let node = powered[self.other_draw.random_range(0..powered.len())];
+        let way = self.other_draw.random_range(0..3);
+        self.history.lock().counts.faults.devices_cut_off += 1;
+        self.history.note(format_args!("fault: devices are cut off from node {node}, way {way}"));
+        match way {
+            0 => sim.partition(HOST, host(node)),
+            1 => sim.partition_oneway(HOST, host(node)),
+            _ => sim.partition_oneway(host(node), HOST),
+        }
     }
 
     fn begin(&mut self, fault: Fault, now_ms: u64, end_ms: u64, sim: &mut Sim<'_>) {
@@ -220,6 +278,7 @@ impl Faults {
     fn restore(&self, sim: &mut Sim<'_>) {
         sim.set_max_message_latency(self.plan.latency_max);
         for node in 1..=self.plan.machines {
+            sim.repair(HOST, host(node));
             self.each_other(node, |other| {
                 if other > node {
                     sim.release(host(node), host(other));

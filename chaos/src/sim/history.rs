@@ -4,11 +4,12 @@
 //! checkers. An operation that never ended has an unknown outcome: its node was lost with it, or answered so. Everything
 //! that is recorded goes into a running hash, by which two runs of a seed are compared.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use drover_cluster::core::ids::{GroupId, ReplicaId};
 use sha2::{Digest, Sha256};
 
 use super::counts::Counts;
@@ -104,6 +105,8 @@ pub(super) struct Inner {
     pub(super) finished: BTreeMap<u32, bool>,
     /// Nodes whose store has failed: the process ends itself.
     pub(super) failed: BTreeMap<u32, String>,
+    /// Replicas that were stopped, as an operator has seen.
+    pub(super) stopped: BTreeSet<(ReplicaId, GroupId)>,
 }
 
 /// An operation that has begun: where its end is recorded.
@@ -131,6 +134,7 @@ impl History {
             violations: Vec::new(),
             finished: BTreeMap::new(),
             failed: BTreeMap::new(),
+            stopped: BTreeSet::new(),
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }

@@ -49,7 +49,7 @@ pub(super) fn ledgers(
     for shard in shards.shards() {
         let mut longest: Vec<StoredFeedback> = Vec::new();
         for machine in machines {
-            let storage = machine.disk.open();
+            let storage = machine.disk.inspect();
             let page = mailbox::feedback(&storage, shard, Offset::new(0), usize::MAX)?;
             if longest.len() < page.records.len() {
                 longest = page.records;
@@ -69,7 +69,7 @@ pub(super) fn ledgers(
         let group = GroupId::Shard(ShardId::of(device, shards));
         let hosts = observer.hosts(group);
         for machine in machines.iter().filter(|machine| hosts.contains(&machine.number)) {
-            let commands = mailbox::commands(&machine.disk.open(), group, device)?;
+            let commands = mailbox::commands(&machine.disk.inspect(), group, device)?;
             if !commands.loaded.is_empty() {
                 let waiting = commands.loaded.values().filter(|command| command.is_waiting());
                 ledgers.entry(device.to_string()).or_default().waiting =

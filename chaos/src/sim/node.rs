@@ -21,6 +21,7 @@ use drover_cluster::raft::peers::{Peers, PeersConfig};
 use drover_cluster::storage::simulated::SimulatedDisk;
 use drover_cluster::{Cluster, Error};
 use drover_node::mqtt;
+use futures::future::join;
 use rand::Rng;
 use tokio::time::sleep;
 
@@ -147,8 +148,31 @@ impl Machine {
     }
 
     async fn work(&self, cluster: Cluster, life: u64) {
+        let workload = self.workload(cluster.clone());
+        let serving = async {
+            self.begin(&cluster).await;
+            workload.run(life).await;
+        };
+        // Also of a replica that was stopped as soon as it started, because of which the node never gets ready.
+        join(serving, workload.repair()).await;
+    }
+
+    fn workload(&self, cluster: Cluster) -> Workload {
+        Workload {
+            node: self.number,
+            cluster,
+            plan: Rc::clone(&self.plan),
+            devices: Rc::clone(&self.devices),
+            history: self.history.clone(),
+            directory: self.directory.clone(),
+            operator: self.operator.clone(),
+        }
+    }
+
+    /// Until the node serves, and clients may begin.
+    async fn begin(&self, cluster: &Cluster) {
         if self.number == 1 && self.history.phase() == Phase::Start {
-            self.initialize(&cluster).await;
+            self.initialize(cluster).await;
         }
         while let Err(missing) = cluster.ready() {
             tracing::trace!(missing, "not ready");
@@ -161,21 +185,11 @@ impl Machine {
         self.history.note(format_args!("node {} is ready", self.number));
         self.history.lock().finished.insert(self.number, false);
         if self.number == 1 && self.history.phase() == Phase::Start {
-            self.create_devices(&cluster).await;
+            self.create_devices(cluster).await;
         }
         while self.history.phase() == Phase::Start {
             sleep(POLL).await;
         }
-        let workload = Workload {
-            node: self.number,
-            cluster,
-            plan: Rc::clone(&self.plan),
-            devices: Rc::clone(&self.devices),
-            history: self.history.clone(),
-            directory: self.directory.clone(),
-            operator: self.operator.clone(),
-        };
-        workload.run(life).await;
     }
 
     async fn initialize(&self, cluster: &Cluster) {

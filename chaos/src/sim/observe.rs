@@ -40,6 +40,8 @@ pub(super) struct Observer {
     seen: BTreeMap<(ReplicaId, GroupId), Seen>,
     /// Replicas that came later than their group.
     arrived: BTreeSet<(ReplicaId, GroupId)>,
+    /// As they were when they were first seen to be stopped.
+    stopped: BTreeMap<(ReplicaId, GroupId), Standing>,
     /// The newest state of the cluster that any node has applied.
     meta: Option<Meta>,
 }
@@ -74,7 +76,8 @@ impl Observer {
     pub(super) fn new(history: History, plan: &Plan, directory: Directory) -> Self {
         let claims = Claims::new(history.clone(), directory.clone());
         let (plan, seen, arrived) = (plan.clone(), BTreeMap::new(), BTreeSet::new());
-        Self { history, plan, directory, claims, seen, arrived, meta: None }
+        let stopped = BTreeMap::new();
+        Self { history, plan, directory, claims, seen, arrived, stopped, meta: None }
     }
 
     pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
@@ -111,6 +114,9 @@ impl Observer {
     pub(super) fn forget(&mut self, machine: u32) {
         let node = self.directory.node(machine);
         self.seen.retain(|(seen, _), _| Some(seen.node()) != node);
+        // When it starts again, it has to find out anew.
+        self.stopped.retain(|(stopped, _), _| Some(stopped.node()) != node);
+        self.history.lock().stopped.retain(|(stopped, _)| Some(stopped.node()) != node);
         self.claims.forget(machine);
     }
 
@@ -120,7 +126,7 @@ impl Observer {
         let mut tails: BTreeMap<(GroupId, u32), Tail> = BTreeMap::new();
         for machine in machines {
             let Some(node) = self.directory.node(machine.number) else { continue };
-            let storage = machine.disk.open();
+            let storage = machine.disk.inspect();
             self.look_at_meta(&storage);
             for group in self.groups() {
                 match self.look_at(machine.number, node, &storage, group) {
@@ -198,7 +204,27 @@ impl Observer {
         self.claims.see_state(machine, group, applied, state);
         let offset = self.look_at_stream(machine, storage, group, before.offset)?;
         self.seen.insert((replica, group), Seen { applied, offset });
-        Ok((Standing { applied, last, state }, tail))
+        let standing = Standing { applied, last, state };
+        self.look_at_stopped(place, &standing);
+        Ok((standing, tail))
+    }
+
+    /// Whoever was stopped takes nothing on any more (I-34).
+    fn look_at_stopped(&mut self, Place { machine, replica, group }: Place, now: &Standing) {
+        let mut history = self.history.lock();
+        if !history.stopped.contains(&(replica, group)) {
+            return;
+        }
+        let Some(then) = self.stopped.get(&(replica, group)) else {
+            self.stopped.insert((replica, group), now.clone());
+            return;
+        };
+        history.counts.checks.stopped_replicas += 1;
+        if then != now {
+            let seen = format!("it was stopped at {then:?} and is at {now:?}");
+            drop(history);
+            self.claims.violate("I-34 stopped", machine, group, seen);
+        }
     }
 
     /// The voters that the applied state tells of are committed, even if their entry is gone.
@@ -357,7 +383,7 @@ pub(super) fn stream_of(
 ) -> Result<Vec<StoredMessage>, storage::Error> {
     let shard = ShardCount::new(shards).and_then(|count| ShardId::new(shard, count));
     let shard = shard.expect("a plan has a few shards");
-    stream::read(&disk.open(), shard, Offset::new(0), PAGE).map(|page| page.messages)
+    stream::read(&disk.inspect(), shard, Offset::new(0), PAGE).map(|page| page.messages)
 }
 
 fn applied(stored: Option<Bytes>) -> Result<u64, storage::Error> {

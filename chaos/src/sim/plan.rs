@@ -14,6 +14,10 @@ const FAULTS_MS: u64 = 25_000;
 
 /// So many runs change the members of their cluster.
 const MEMBERSHIP_CHANGES: f64 = 0.6;
+/// In so many, of those that lose no machine for good, a disk rots.
+const ROT: f64 = 0.6;
+/// In so many, of those with devices that speak MQTT, these are cut off from nodes.
+const DEVICES_CUT_OFF: f64 = 0.6;
 
 /// The product's timers, hasty ones and slow ones.
 const TIMINGS: [Timing; 3] = [
@@ -52,6 +56,10 @@ pub struct Plan {
     /// How long a command stays locked for a connection that says nothing about it.
     pub lock_ms: u64,
     pub faults: Vec<Fault>,
+    /// The machine whose disk rots. No other does, and none is lost for good besides: no shard loses the majority of its replicas.
+    pub rotting: Option<u32>,
+    /// Whether devices that speak MQTT are cut off from nodes.
+    pub cuts_devices_off: bool,
     /// How long a period of faults is, at the most.
     pub period_ms_max: u64,
     /// How many of all periods have no fault: some bugs only show on an idle network.
@@ -95,9 +103,15 @@ impl Plan {
         let changes_members = operator.random_bool(MEMBERSHIP_CHANGES);
         let orders = if changes_members { draw_orders(&mut operator, nodes) } else { Vec::new() };
         let mut cadence = stream(seed, "cadence", 0);
+        let socket_devices = [0, 2, 2, 3][operator.random_range(0..4)];
+        let mut rot = stream(seed, "rot", 0);
+        let may_rot = !orders.iter().any(|order| matches!(order, Order::Lose(_)));
+        let rotting = (may_rot && rot.random_bool(ROT)).then(|| rot.random_range(1..=nodes));
         Self {
             seed,
-            socket_devices: [0, 2, 2, 3][operator.random_range(0..4)],
+            socket_devices,
+            rotting,
+            cuts_devices_off: socket_devices > 0 && rot.random_bool(DEVICES_CUT_OFF),
             nodes,
             machines: nodes + if orders.is_empty() { 0 } else { SPARES },
             orders,
@@ -142,6 +156,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_plan_takes_two_replicas_of_a_shard_for_good() {
+        let loses = |plan: &Plan| plan.orders.iter().any(|order| matches!(order, Order::Lose(_)));
+        let plans = (0..500).map(Plan::new).filter(|plan| plan.rotting.is_some());
+        assert_eq!(plans.filter(loses).count(), 0);
+    }
+
+    #[test]
     fn seeds_draw_every_fault_and_every_size() {
         let plans: Vec<_> = (0..200).map(Plan::new).collect();
         for fault in Fault::ALL {
@@ -153,6 +174,8 @@ mod tests {
         let is_replaced = |order: &Order| matches!(order, Order::Join { replaces: Some(_), .. });
         assert!(plans.iter().any(|plan| plan.orders.iter().any(is_replaced)));
         assert!(plans.iter().any(|plan| plan.disk.failing_syncs_per_mille > 0));
+        assert!(plans.iter().any(|plan| plan.rotting.is_some() && !plan.orders.is_empty()));
+        assert!(plans.iter().any(|plan| plan.cuts_devices_off));
         assert!(plans.iter().any(Plan::locks_may_run_out));
         assert!(plans.iter().any(|plan| !plan.locks_may_run_out()));
     }

@@ -40,10 +40,12 @@ pub enum Mutation {
     NodeIdReused,
     /// Who may publish to a topic is decided by how it begins (P5).
     AccessByPrefix,
+    /// A scan that meets a damaged record ends there as if there were no more (P1, I-34).
+    IteratorStatusIgnored,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AcknowledgeBeforeCommit,
         Self::NoEpochCheck,
         Self::AppliedIndexOutsideBatch,
@@ -58,6 +60,7 @@ impl Mutation {
         Self::EpochInMemory,
         Self::NodeIdReused,
         Self::AccessByPrefix,
+        Self::IteratorStatusIgnored,
     ];
 
     pub fn name(self) -> &'static str {
@@ -76,6 +79,7 @@ impl Mutation {
             Self::EpochInMemory => "epoch-in-memory",
             Self::NodeIdReused => "node-id-reused",
             Self::AccessByPrefix => "access-by-prefix",
+            Self::IteratorStatusIgnored => "iterator-status-ignored",
         }
     }
 }

@@ -12,6 +12,7 @@ mod content;
 mod devices;
 mod outcast;
 mod presence;
+mod repair;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,7 +46,7 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    pub(super) async fn run(self, life: u64) {
+    pub(super) async fn run(&self, life: u64) {
         let draw = |client: u64| {
             let number = (u64::from(self.node) << 48) | (life << 16) | client;
             stream(self.plan.seed, "client", number)

@@ -89,6 +89,23 @@ async fn a_node_without_a_replica_gives_up_a_leader_that_says_nothing_and_finds_
 }
 
 #[tokio::test(start_paused = true)]
+async fn nodes_that_have_nothing_to_ask_each_other_do_not_take_each_other_for_silent() {
+    let nodes = start_in_memory(5).await;
+    let ids: Vec<NodeId> = nodes.iter().map(|node| node.cluster.shared.config.node).collect();
+    let quiet = SILENCE_MAX * 5;
+    let begin = Instant::now();
+    while begin.elapsed() < quiet {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for node in &nodes {
+            let groups = &node.cluster.shared.groups;
+            let silent: Vec<_> = ids.iter().filter(|id| groups.is_silent(**id)).collect();
+            let me = node.cluster.shared.config.node;
+            assert!(silent.is_empty(), "{me} hears nothing of {silent:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_follower_gives_up_a_silent_leader_even_while_nobody_succeeds_it() {
     let nodes = start_in_memory(3).await;
     let alone = &nodes[0];
