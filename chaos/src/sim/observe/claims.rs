@@ -302,6 +302,9 @@ impl Claims {
             let Some(tail) = tails.get(&(*group, *node)) else { continue };
             let Some((first, _)) = tail.first_key_value() else { continue };
             let committed = self.committed.range((*group, *first)..=(*group, u64::MAX));
+            // A newer leader commits before its disk says that it is one: the one before it need not have that.
+            let led = self.newest.get(group).map_or(0, |(term, _)| *term);
+            let committed = committed.filter(|(_, (term, _))| *term <= led);
             let mut checked = 0;
             for ((_, index), (committed, _)) in committed {
                 checked += 1;
