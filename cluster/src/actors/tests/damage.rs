@@ -15,6 +15,20 @@ async fn until_stopped(node: &Node, group: GroupId) {
     .await;
 }
 
+/// Lets a record rot as soon as it lies on the disk as it is now.
+async fn rot(node: &Node, table: Table, key: Vec<u8>) {
+    let range = key.clone()..[&*key, &[0]].concat();
+    let mut neighbours = 0;
+    until("a record that was written is durable, and rots", async || {
+        // Whatever becomes durable takes along what was written before it.
+        create(&node.cluster, &id(&format!("neighbour-{neighbours}"))).await;
+        neighbours += 1;
+        node.disk.rot(table, &range, 0, 1);
+        node.cluster.shared.storage.get(table, &key).is_err()
+    })
+    .await;
+}
+
 /// A node with a device, and the group of that.
 async fn with_a_device() -> (Node, DeviceId, GroupId) {
     let node = single().await;
@@ -37,7 +51,7 @@ async fn a_command_that_cannot_be_read_stops_the_replica() {
     };
     node.cluster.send_command(&device, command).await.expect("accepted");
     let body = keys::command_body(group, &device, CommandSequence::new(1));
-    node.disk.rot(Table::Mailbox, body);
+    rot(&node, Table::Mailbox, body).await;
     let (session, _queue) = open(&node.cluster, &device).await;
     let subscriptions = Subscriptions::from([(Channel::Commands, Qos::AtLeastOnce)]);
     session.subscribe(subscriptions).await.expect("subscribed");
@@ -47,7 +61,7 @@ async fn a_command_that_cannot_be_read_stops_the_replica() {
 #[tokio::test]
 async fn a_call_that_meets_a_record_that_cannot_be_read_stops_the_replica() {
     let (node, device, group) = with_a_device().await;
-    node.disk.rot(Table::Device, keys::device(group, &device));
+    rot(&node, Table::Device, keys::device(group, &device)).await;
     let call = MethodCall {
         name: "reboot".parse().expect("a legal name"),
         payload: Bytes::from_static(b"{}"),
@@ -62,7 +76,7 @@ async fn a_call_that_meets_a_record_that_cannot_be_read_stops_the_replica() {
 #[tokio::test]
 async fn a_state_that_cannot_be_read_for_the_status_stops_the_replica() {
     let (node, _, group) = with_a_device().await;
-    node.disk.rot(Table::Group, keys::stream(group));
+    rot(&node, Table::Group, keys::stream(group)).await;
     node.cluster.status().await.expect("the others are told");
     until_stopped(&node, group).await;
 }

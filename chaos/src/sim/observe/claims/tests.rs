@@ -108,6 +108,15 @@ fn a_leader_that_lacks_what_is_committed_is_found() {
 }
 
 #[test]
+fn a_leader_need_not_have_what_a_newer_one_has_committed() {
+    let mut claims = claims();
+    claims.see_committed(2, GROUP, (7, 4), entry("a"));
+    claims.see_leader(1, GROUP, 3, node(1));
+    claims.see_tails(&BTreeMap::from([((GROUP, 1), [(6, 2)].into_iter().collect())]));
+    assert_eq!(broken(&claims), [""; 0]);
+}
+
+#[test]
 fn a_vote_that_is_taken_back_is_found() {
     let changed = |before, after| {
         let mut claims = claims();
