@@ -97,7 +97,9 @@ async fn no_message_is_left_unanswered_by_a_planned_move_of_its_leader() {
     let nodes = start(3, |_| {}).await;
     // So slow that there is nearly always something under way.
     let slow = Behaviour { sync_us_max: 20_000, failing_syncs_per_mille: 0 };
-    nodes.iter().for_each(|node| node.disk.set_behaviour(slow));
+    for node in &nodes {
+        node.disk.set_behaviour(slow);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let mut devices = Vec::new();
     for number in 0..DEVICES {
