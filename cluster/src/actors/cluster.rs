@@ -3,6 +3,7 @@
 //! Here: how a node starts and stops, what concerns the whole cluster, and how every request is made. What it asks of
 //! devices is in `registry`, of their streams in `streams`, of mailboxes and methods in `commands` and `methods`.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -87,6 +88,8 @@ pub struct NodeStatus {
     pub sync_ms: u64,
     /// How late its timers fire, as a mean over the last seconds: more than a few milliseconds if it gets too little CPU.
     pub delay_ms: u64,
+    /// Groups of which it is receiving a snapshot, with the bytes that it has.
+    pub receiving: BTreeMap<GroupId, u64>,
     pub problems: Vec<String>,
 }
 

@@ -31,6 +31,7 @@ pub(super) fn summary(shared: &Shared) -> NodeSummary {
         problems: problems.iter().map(|(group, problem)| format!("{group}: {problem}")).collect(),
         sync_ms: millis(shared.groups.sync_wait()),
         delay_ms: millis(shared.delay.get()),
+        receiving: shared.peers.receiving(),
         groups: shared
             .groups
             .watch()
@@ -111,7 +112,7 @@ fn node_status(node: NodeId, summary: Option<NodeSummary>) -> NodeStatus {
     let summary = summary
         .unwrap_or_else(|| NodeSummary { started: LogTime::new(0), ..NodeSummary::default() });
     let NodeSummary { version, sessions, started, .. } = summary;
-    let NodeSummary { disk_free_bytes, sync_ms, delay_ms, problems, .. } = summary;
+    let NodeSummary { disk_free_bytes, sync_ms, delay_ms, receiving, problems, .. } = summary;
     NodeStatus {
         node,
         reachable,
@@ -121,6 +122,7 @@ fn node_status(node: NodeId, summary: Option<NodeSummary>) -> NodeStatus {
         disk_free_bytes,
         sync_ms,
         delay_ms,
+        receiving,
         problems,
     }
 }

@@ -126,7 +126,7 @@ impl Peers {
             cluster_id: Mutex::new(config.cluster_id),
             members: Mutex::new(Members::default()),
             groups: Mutex::new(BTreeMap::new()),
-            receiving: Mutex::new(BTreeSet::new()),
+            receiving: Mutex::new(BTreeMap::new()),
             incoming,
             losses: broadcast::channel(LOSSES_MAX).0,
             disowned: watch::channel(false).0,
@@ -314,6 +314,11 @@ impl Peers {
         &self.shared
     }
 
+    /// Groups of which a snapshot is being received, with the bytes of keys and values that are here.
+    pub fn receiving(&self) -> BTreeMap<GroupId, u64> {
+        self.shared.receiving().clone()
+    }
+
     /// What this node's snapshots share.
     pub(super) fn snapshots(&self) -> Arc<SnapshotPace> {
         Arc::clone(&self.shared.snapshots)
@@ -395,7 +400,8 @@ pub(super) struct Shared {
     cluster_id: Mutex<Option<String>>,
     members: Mutex<Members>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
-    receiving: Mutex<BTreeSet<GroupId>>,
+    /// Groups of which a snapshot is being received, and how many bytes of it are here.
+    receiving: Mutex<BTreeMap<GroupId, u64>>,
     losses: broadcast::Sender<NodeId>,
     disowned: watch::Sender<bool>,
     /// The feature level that is active as this node has applied it, and the highest that a peer has spoken of. What peers say is
@@ -434,6 +440,15 @@ pub(super) struct Receiving {
     group: GroupId,
 }
 
+impl Receiving {
+    /// So many bytes of keys and values more are here.
+    pub(super) fn add(&self, bytes: usize) {
+        if let Some(received) = self.shared.receiving().get_mut(&self.group) {
+            *received += bytes as u64;
+        }
+    }
+}
+
 impl Drop for Receiving {
     fn drop(&mut self) {
         self.shared.receiving().remove(&self.group);
@@ -463,11 +478,15 @@ impl Shared {
 
     /// Claims the right to receive a snapshot of a group, until the claim is dropped.
     pub(super) fn begin_receiving(self: &Arc<Self>, group: GroupId) -> Option<Receiving> {
-        let free = self.receiving().insert(group);
-        free.then(|| Receiving { shared: Arc::clone(self), group })
+        let mut receiving = self.receiving();
+        if receiving.contains_key(&group) {
+            return None;
+        }
+        receiving.insert(group, 0);
+        Some(Receiving { shared: Arc::clone(self), group })
     }
 
-    fn receiving(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+    fn receiving(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {
         self.receiving.lock().expect("nobody panics with it in hand")
     }
 

@@ -58,14 +58,18 @@ pub(super) async fn install(
         last_membership: StoredMembership::new(membership_at, membership),
     };
     // Two snapshots of a group at once would write over each other.
-    let _receiving = shared
+    let receiving = shared
         .begin_receiving(group)
         .ok_or_else(|| Status::unavailable("a snapshot of the group is being received"))?;
 
     let mut incoming = Incoming::begin(&*replica.storage, group).map_err(failed)?;
     let end = loop {
         match next(&mut parts).await? {
-            Part::Chunk(part) => incoming.add(chunk(group, part)?).map_err(failed)?,
+            Part::Chunk(part) => {
+                let chunk = chunk(group, part)?;
+                receiving.add(chunk.bytes());
+                incoming.add(chunk).map_err(failed)?;
+            }
             Part::End(end) => break end,
             Part::Header(_) => return Err(Status::invalid_argument("a second header")),
         }

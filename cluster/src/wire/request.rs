@@ -2,6 +2,8 @@
 //!
 //! A change is encoded where it enters, and travels, waits and is logged as those bytes. Everything else is small.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use drover_core::change::{Change, Done, Message};
 use drover_core::device::{Channel, Device, Qos, Subscriptions};
@@ -134,6 +136,8 @@ pub struct NodeSummary {
     pub sync_ms: u64,
     /// How late its timers fire.
     pub delay_ms: u64,
+    /// Groups of which a snapshot is being received, with the bytes that are there.
+    pub receiving: BTreeMap<GroupId, u64>,
     pub groups: Vec<GroupSummary>,
 }
 
@@ -544,8 +548,17 @@ fn of_node(node: NodeSummary) -> proto::NodeSummary {
         problems: node.problems,
         sync_ms: node.sync_ms,
         delay_ms: node.delay_ms,
+        receiving: node.receiving.into_iter().map(of_receiving).collect(),
         groups: node.groups.into_iter().map(of_group).collect(),
     }
+}
+
+fn of_receiving((group, bytes): (GroupId, u64)) -> proto::ReceivingSnapshot {
+    proto::ReceivingSnapshot { group: group.number(), bytes }
+}
+
+fn receiving(snapshot: proto::ReceivingSnapshot) -> Option<(GroupId, u64)> {
+    Some((GroupId::from_number(snapshot.group)?, snapshot.bytes))
 }
 
 fn of_group(group: GroupSummary) -> proto::GroupSummary {
@@ -577,6 +590,7 @@ fn node_summary(node: proto::NodeSummary) -> Option<NodeSummary> {
         problems: node.problems,
         sync_ms: node.sync_ms,
         delay_ms: node.delay_ms,
+        receiving: node.receiving.into_iter().map(receiving).collect::<Option<_>>()?,
         groups: node.groups.into_iter().map(group_summary).collect::<Option<_>>()?,
     })
 }

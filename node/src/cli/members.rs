@@ -168,21 +168,26 @@ fn table(moves: &[MoveStatus]) -> Table {
             (true, false) => "under way",
             (false, false) => "waits",
         };
-        let copied = match (m.matched_index, m.last_index) {
-            (Some(matched), Some(last)) if last > 0 => {
-                format!("{}%", matched.min(last) * 100 / last)
-            }
-            (Some(_) | None, _) => String::new(),
-        };
         table.row([
             m.shard.to_string(),
             m.from.map_or_else(String::new, |from| from.to_string()),
             m.to.to_string(),
             state.to_owned(),
-            copied,
+            copied(m),
         ]);
     }
     table
+}
+
+/// Of a snapshot, whose size nobody knows before its end, the bytes that are there; else the share of the log.
+fn copied(m: &MoveStatus) -> String {
+    match (m.received_bytes, m.matched_index, m.last_index) {
+        (Some(bytes), ..) => format!("{} MiB of a snapshot", bytes >> 20),
+        (None, Some(matched), Some(last)) if last > 0 => {
+            format!("{}%", matched.min(last) * 100 / last)
+        }
+        (None, Some(_) | None, _) => String::new(),
+    }
 }
 
 pub(super) fn move_json(m: &MoveStatus) -> Value {
@@ -194,5 +199,23 @@ pub(super) fn move_json(m: &MoveStatus) -> Value {
         "cancelled": m.cancelled,
         "matchedIndex": m.matched_index,
         "lastIndex": m.last_index,
+        "receivedBytes": m.received_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_shows_what_is_copied_of_a_snapshot_or_of_the_log() {
+        let log =
+            MoveStatus { matched_index: Some(30), last_index: Some(40), ..MoveStatus::default() };
+        assert_eq!(copied(&log), "75%");
+        assert_eq!(
+            copied(&MoveStatus { received_bytes: Some(3 << 20), ..log }),
+            "3 MiB of a snapshot"
+        );
+        assert_eq!(copied(&MoveStatus::default()), "");
+    }
 }

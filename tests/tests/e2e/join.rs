@@ -120,6 +120,38 @@ async fn cluster_command(nodes: &Nodes, asked: usize, arguments: &[&str]) -> Res
 }
 
 #[tokio::test]
+async fn a_move_shows_how_much_of_a_snapshot_is_copied() -> Result<()> {
+    let settings = [("raft.log_entries_kept", "10"), ("raft.snapshot_rate", "128KiB")];
+    let mut nodes = Nodes::start_with(3, &settings).await?;
+    let admin = nodes.admin(0)?;
+    // More devices than shards, so that whichever moves has something to copy.
+    for number in 0..12 {
+        let id = format!("meter-{number}");
+        let key = admin.create_device(&id).await?;
+        let mut device = Device::connect(nodes.mqtt(0), &id, &key).await?;
+        let topic = device.events();
+        for _ in 0..20 {
+            // Nothing shortens it.
+            let body: Vec<u8> = (0..8_192).map(|_| rand::random()).collect();
+            device.publish(&topic, &body).await?;
+        }
+    }
+    let token = token(&nodes, 300).await?;
+    nodes.join(&token)?;
+    let received = until(
+        "a part of a snapshot to be there",
+        async || {
+            let status = status(&nodes, 0).await.ok()?;
+            status.moves.iter().find_map(|m| m.received_bytes.filter(|bytes| *bytes > 0))
+        },
+        Option::is_some,
+    )
+    .await;
+    assert!(received.is_some_and(|bytes| bytes < 12 * 20 * 10_000), "{received:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cluster_grows_loses_nodes_and_keeps_everything_that_was_acknowledged() -> Result<()> {
     // So short a log that what a new replica lacks has to come as a snapshot.
     let mut nodes = Nodes::start_with(3, &[("raft.log_entries_kept", "50")]).await?;

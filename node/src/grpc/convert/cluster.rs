@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use drover_cluster::actors::cluster::{ClusterStatus, Initialization, NodeStatus, ShardStatus};
 use drover_cluster::core::access::Permission;
-use drover_cluster::core::ids::{NodeId, ShardCount, ShardId};
+use drover_cluster::core::ids::{GroupId, NodeId, ShardCount, ShardId};
 use drover_cluster::core::membership::{Departure, Move};
 use drover_cluster::core::meta::{Member, Policy};
 use drover_proto::admin;
@@ -153,6 +153,7 @@ pub(crate) fn status(status: &ClusterStatus) -> admin::ClusterStatus {
 fn move_status((id, m): (&ShardId, &Move), status: &ClusterStatus) -> admin::MoveStatus {
     let shard = status.shards.iter().find(|shard| shard.shard == Some(*id));
     let follower = shard.and_then(|s| s.followers.iter().find(|(node, _)| *node == m.to));
+    let receiver = status.nodes.iter().find(|node| node.node == m.to);
     admin::MoveStatus {
         shard: id.number(),
         from: m.from.map(NodeId::number),
@@ -161,6 +162,7 @@ fn move_status((id, m): (&ShardId, &Move), status: &ClusterStatus) -> admin::Mov
         cancelled: m.is_cancelled,
         matched_index: follower.and_then(|(_, matched)| *matched),
         last_index: shard.map(|shard| shard.committed_index),
+        received_bytes: receiver.and_then(|node| node.receiving.get(&GroupId::Shard(*id))).copied(),
     }
 }
 
