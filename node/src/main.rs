@@ -1,6 +1,4 @@
-//! Arguments to a call of one command, its failure to an exit code; nothing else.
-
-use std::process::ExitCode;
+//! Arguments to a call of one command; nothing else.
 
 use clap::Parser;
 use drover_node::cli::{self, Arguments};
@@ -10,13 +8,6 @@ use drover_node::cli::{self, Arguments};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match cli::call(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("drover: {failure}");
-            ExitCode::from(failure.code())
-        }
-    }
+fn main() {
+    cli::run_to_end(Arguments::parse())
 }

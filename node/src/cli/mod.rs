@@ -40,8 +40,9 @@ use std::io::Write as _;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use signal_hook::low_level;
 
-pub use failure::Failure;
+use failure::Failure;
 
 /// What scripts and supervisors can tell apart; `Failure::code` gives them.
 const EXIT_CODES: &str = "\
@@ -74,8 +75,24 @@ enum Command {
     Completion { shell: Shell },
 }
 
-/// Carries out one command.
-pub fn call(arguments: Arguments) -> Result<(), Failure> {
+/// Carries out one command and ends the process with its exit code; says why if it failed.
+///
+/// No destructors of the process run: RocksDB's statics would be gone below threads that still hold the store, which aborts
+/// (facebook/rocksdb#11349) and hides the code. What was acknowledged is on the disk by then.
+pub fn run_to_end(arguments: Arguments) -> ! {
+    let code = match call(arguments) {
+        Ok(()) => 0,
+        Err(failure) => {
+            eprintln!("drover: {failure}");
+            failure.code()
+        }
+    };
+    // Nobody reads it any more if this fails.
+    std::io::stdout().flush().ok();
+    low_level::exit(code.into())
+}
+
+fn call(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Dev(arguments) => dev::call(arguments),
         Command::Node(arguments) => node::call(&arguments),
