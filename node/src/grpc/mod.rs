@@ -1,12 +1,13 @@
 //! The gRPC API `drover.admin.v1`: services, limits, deadlines, reflection, health.
 //!
-//! A call passes [`listener`] (TLS), [`auth`] (may this caller call this method?), then one method of a service, which
+//! A call passes [`listener`] (TLS), [`calls`] (a stop waits for it), [`auth`] (may this caller call this method?), then one method of a service, which
 //! parses ([`convert`]), calls the [`Cluster`] and answers ([`status`]). Deadlines: `grpc-timeout` is obeyed, and calls
 //! without one end after [`Limits::request_timeout`]; a stream may go on for as long as its caller's right.
 
 mod auth;
 mod authorities;
 mod backups;
+mod calls;
 mod cluster;
 mod commands;
 pub(crate) mod convert;
@@ -96,7 +97,7 @@ impl Default for Limits {
     }
 }
 
-/// Serves until `stop`; calls under way are answered, streams end.
+/// Serves until `stop`; calls under way are answered, streams end, and no connection is waited for that has none.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -107,15 +108,20 @@ pub async fn serve(
     let (reporter, health) = health();
     let watch = tokio::spawn(watch_health(api.cluster.clone(), reporter));
     let connections = listener::connections(listener, tls, stop.clone());
-    let served = Server::builder()
+    let calls = calls::UnderWay::default();
+    let serving = Server::builder()
         .max_concurrent_streams(limits.requests_per_connection)
         .timeout(limits.request_timeout)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(calls::CountLayer(calls.clone()))
         .layer(auth::AuthorizeLayer(authority(&api)))
         .add_routes(routes(api, limits, health, stop.clone()))
-        .serve_with_incoming_shutdown(connections, stop.cancelled())
-        .await;
+        .serve_with_incoming_shutdown(connections, stop.cancelled());
+    let served = tokio::select! {
+        served = serving => served,
+        () = calls.answered_after(&stop) => Ok(()),
+    };
     watch.abort();
     served
 }

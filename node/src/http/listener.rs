@@ -67,10 +67,10 @@ pub async fn serve(
         let shared = Arc::clone(&shared);
         tasks.spawn(async move {
             let _place = place;
-            if let Some((stream, peer)) =
-                shake_hands(&shared.acceptor, socket, address, shared.limits.handshake_timeout)
-                    .await
-            {
+            let limit = shared.limits.handshake_timeout;
+            let shaking = shake_hands(&shared.acceptor, socket, address, limit);
+            // Whoever has not asked yet is not waited for.
+            if let Some(Some((stream, peer))) = shared.stop.run_until_cancelled(shaking).await {
                 answer(stream, peer, &shared).await;
             }
         });

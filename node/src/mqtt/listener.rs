@@ -164,9 +164,11 @@ async fn over_tls(
 ) {
     // Boxed, so that an open connection does not carry the room that its handshake took.
     let handshake =
-        Box::pin(shake_hands(&acceptor, socket, address, shared.config.handshake_timeout)).await;
-    let Some((stream, peer)) = handshake else {
-        return Meters::closed(CloseReason::HandshakeFailed);
+        Box::pin(shake_hands(&acceptor, socket, address, shared.config.handshake_timeout));
+    let (stream, peer) = match shared.stop.run_until_cancelled(handshake).await {
+        Some(Some(shaken)) => shaken,
+        Some(None) => return Meters::closed(CloseReason::HandshakeFailed),
+        None => return Meters::closed(CloseReason::Stopping),
     };
     connection::run(stream, peer, shared, half_open).await;
 }

@@ -19,6 +19,7 @@ mod open_files;
 mod presence;
 mod recover;
 mod sdks;
+mod stop;
 mod takeover;
 mod telemetry;
 mod twin;
