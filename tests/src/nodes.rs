@@ -12,6 +12,7 @@ use rand::Rng;
 use tempfile::TempDir;
 
 use crate::clients::Admin;
+use crate::programs::signal;
 use crate::until_ok;
 
 /// Ports that the system does not hand out by itself (Linux gives from 32768 on).
@@ -416,13 +417,6 @@ impl Drop for Starving {
         let _ended = self.pieces.kill().and_then(|()| self.pieces.wait());
         let _continued = signal("CONT", self.node);
     }
-}
-
-/// There is no safe call for it in the standard library; every shell has one built in.
-fn signal(name: &str, process: u32) -> Result<()> {
-    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status();
-    ensure!(sent?.success(), "the signal was not sent");
-    Ok(())
 }
 
 /// Runs what is appended to it with a file system of this size at `folder`, which nobody else sees.

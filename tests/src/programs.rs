@@ -54,6 +54,14 @@ pub fn node(script: &str) -> Command {
     command
 }
 
+/// There is no safe call for it in the standard library; every shell has one built in.
+pub(crate) fn signal(name: &str, process: u32) -> Result<()> {
+    let mut command = std::process::Command::new("sh");
+    let sent = command.arg("-c").arg(format!("kill -{name} {process}")).status();
+    ensure!(sent?.success(), "the signal was not sent");
+    Ok(())
+}
+
 /// A program that runs beside the test, to its end or until the test breaks it off. Dropped, it is killed.
 pub struct Beside {
     child: Child,
@@ -82,10 +90,8 @@ impl Beside {
     }
 
     /// Ctrl-C.
-    pub async fn interrupt(&self) -> Result<()> {
-        let process = self.child.id().context("it has ended already")?;
-        // There is no safe call for it in the standard library; every shell has one built in.
-        run(Command::new("sh").arg("-c").arg(format!("kill -INT {process}"))).await.map(drop)
+    pub fn interrupt(&self) -> Result<()> {
+        signal("INT", self.child.id().context("it has ended already")?)
     }
 
     /// Waits for its end; answers with whether it has succeeded, and all that its standard error said.

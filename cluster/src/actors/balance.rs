@@ -49,15 +49,12 @@ async fn look(
     let now = Instant::now();
     let reachable = || status.nodes.iter().filter(|node| node.reachable);
     let syncs = reachable().map(|node| (node.sync_ms, node.node)).collect();
-    for (sync_ms, node) in stalling(syncs, SYNC_MS_MIN) {
-        if stalled.insert(node, now).is_none() {
-            warn!(%node, sync_ms, "a disk stalls: its node leads nothing until it is well");
-        }
-    }
+    let disks = stalling(syncs, SYNC_MS_MIN).into_iter().map(|stall| ("disk", stall));
     let delays = reachable().map(|node| (node.delay_ms, node.node)).collect();
-    for (delay_ms, node) in stalling(delays, DELAY_MS_MIN) {
+    let cpus = stalling(delays, DELAY_MS_MIN).into_iter().map(|stall| ("CPU", stall));
+    for (what, (wait_ms, node)) in disks.chain(cpus) {
         if stalled.insert(node, now).is_none() {
-            warn!(%node, delay_ms, "a node gets too little CPU: it leads nothing until it is well");
+            warn!(%node, what, wait_ms, "a node stalls: it leads nothing until it is well");
         }
     }
     stalled.retain(|_, seen| now.duration_since(*seen) < STALL_REMEMBERED);

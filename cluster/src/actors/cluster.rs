@@ -360,9 +360,6 @@ impl Cluster {
         let meta = self.shared.groups.meta();
         let meta = meta.borrow();
         let meta = meta.as_ref().ok_or(Error::NotInitialized)?;
-        if meta.restoring.is_some() {
-            return Err(Error::Restoring);
-        }
         Ok(ShardId::of(device, meta.shard_count))
     }
 

@@ -156,7 +156,7 @@ pub(super) async fn read(
         ..SnapshotHeader::default()
     };
     let chunks = Outgoing { chunks: export.chunks }.into_stream();
-    let pace = Arc::clone(&shared.snapshots);
+    let pace = Arc::clone(&shared.snapshot_pace);
     Ok(transport::parts(header, chunks, Failure::default(), pace).map(Ok).boxed())
 }
 

@@ -133,7 +133,7 @@ impl Peers {
             active: watch::channel(FeatureLevel::FIRST).0,
             heard_active: watch::channel(FeatureLevel::FIRST).0,
             events_wanted: AtomicBool::new(false),
-            snapshots: Arc::new(SnapshotPace::new(config.snapshot_rate)),
+            snapshot_pace: Arc::new(SnapshotPace::new(config.snapshot_rate)),
             heard: Heard::default(),
             answered: Heard::default(),
             random: Mutex::new(match config.seed {
@@ -319,11 +319,6 @@ impl Peers {
         self.shared.receiving().clone()
     }
 
-    /// What this node's snapshots share.
-    pub(super) fn snapshots(&self) -> Arc<SnapshotPace> {
-        Arc::clone(&self.shared.snapshots)
-    }
-
     /// Asks a node and waits for the answer, at the most until the deadline.
     async fn call(
         &self,
@@ -409,7 +404,7 @@ pub(super) struct Shared {
     active: watch::Sender<FeatureLevel>,
     heard_active: watch::Sender<FeatureLevel>,
     events_wanted: AtomicBool,
-    pub(super) snapshots: Arc<SnapshotPace>,
+    pub(super) snapshot_pace: Arc<SnapshotPace>,
     random: Mutex<SmallRng>,
 }
 

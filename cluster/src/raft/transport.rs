@@ -242,10 +242,9 @@ impl Remote {
             ..header(*group, &vote, &snapshot.meta)
         };
         let failure = Failure::default();
-        let chunks = outgoing.into_stream();
-        let answer = client
-            .install_snapshot(parts(header, chunks, failure.clone(), peers.snapshots()))
-            .await;
+        let pace = Arc::clone(&peers.shared().snapshot_pace);
+        let parts = parts(header, outgoing.into_stream(), failure.clone(), pace);
+        let answer = client.install_snapshot(parts).await;
         if let Some(error) = failure.take() {
             return Err(StreamingError::StorageError(StorageError::read_snapshot(
                 None,

@@ -111,9 +111,10 @@ impl SstImport {
     }
 
     fn write_file(&mut self) -> Result<(), Error> {
-        if self.gathered.is_empty() {
-            return Ok(());
-        }
+        if self.gathered.is_empty() { Ok(()) } else { at_length(|| self.write_gathered()) }
+    }
+
+    fn write_gathered(&mut self) -> Result<(), Error> {
         let path = self.folder.join(file_name(self.table, self.files));
         let options = tuning::file(self.table);
         let mut writer = SstFileWriter::create(&options);
@@ -142,14 +143,14 @@ impl Import for SstImport {
     fn add(&mut self, chunk: Chunk) -> Result<(), Error> {
         self.check(&chunk)?;
         if chunk.table != self.table {
-            at_length(|| self.write_file())?;
+            self.write_file()?;
             self.table = chunk.table;
         }
         for (key, value) in chunk.records {
             self.gathered_bytes += key.len() + value.len();
             self.gathered.push((key, value));
         }
-        if self.gathered_bytes >= FILE_BYTES { at_length(|| self.write_file()) } else { Ok(()) }
+        if self.gathered_bytes >= FILE_BYTES { self.write_file() } else { Ok(()) }
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), Error> {

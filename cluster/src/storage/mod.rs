@@ -29,7 +29,7 @@ mod tuning;
 mod usage;
 
 pub use db::RocksStorage;
-pub use tuning::Settings;
+pub use tuning::{OPEN_FILES_MAX, Settings};
 
 use std::fmt;
 use std::ops::Range;

@@ -29,8 +29,9 @@ impl Settings {
     }
 }
 
-/// More are closed and opened again as needed: a node has some files a gigabyte, and a process some thousand handles.
-const OPEN_FILES_MAX: i32 = 512;
+/// What a store holds open at the most. More are closed and opened again as needed: a node has some files a gigabyte, and a process
+/// some thousand handles.
+pub const OPEN_FILES_MAX: u16 = 512;
 /// What a start replays at the most. Beyond it the oldest memtables are flushed so that old logs can go.
 const WAL_BYTES_MAX: u64 = 256 << 20;
 const MEMTABLE_BYTES_MAX: usize = 16 << 20;
@@ -51,7 +52,7 @@ pub(super) fn database(settings: &Settings) -> Options {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_paranoid_checks(true);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
-    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_max_open_files(OPEN_FILES_MAX.into());
     options.set_max_background_jobs(2);
     options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(
         settings.memtable_bytes,

@@ -3,6 +3,7 @@
 //! A socket is a file. Without a limit of our own that fits the system's, devices would take them all: the store could open
 //! no file any more, which ends the node, and operators and the other nodes would be turned away.
 
+use drover_cluster::storage;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
@@ -10,7 +11,7 @@ use super::Error;
 use crate::config::Limits;
 
 /// What the store holds at the most, and the other nodes, operators and logs besides.
-const RESERVED: u64 = 512 + 256;
+const RESERVED: u64 = storage::OPEN_FILES_MAX as u64 + 256;
 
 /// Raises the limit as far as the system allows, and fits those of devices' connections to it.
 pub(super) fn fit(limits: &mut Limits) -> Result<(), Error> {

@@ -257,7 +257,7 @@ async fn a_restore_that_was_broken_off_serves_nobody_and_the_same_command_goes_o
     let mut running = Beside::start(&mut restoring(&nodes, &members, &place).await?)?;
     until_half_restored(&nodes).await?;
     running.until_it_says("is being filled").await?;
-    running.interrupt().await?;
+    running.interrupt()?;
     let (succeeded, text) = running.end().await?;
     assert!(!succeeded && text.contains("it was interrupted; cluster"), "{text}");
     assert!(text.contains("give the same command again"), "{text}");
@@ -299,7 +299,7 @@ async fn a_backup_that_is_interrupted_says_how_far_it_was_and_is_none() -> Resul
     // Nobody leads: it waits for the leaders.
     let mut running = Beside::start(&mut backing_up(&nodes, &["create"], &place)?)?;
     running.until_it_says("0 of 5 groups").await?;
-    running.interrupt().await?;
+    running.interrupt()?;
     let (succeeded, text) = running.end().await?;
     assert!(!succeeded && text.contains("it was interrupted; what was written"), "{text}");
     assert!(text.contains("is no backup: remove it"), "{text}");
