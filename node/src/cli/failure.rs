@@ -9,7 +9,7 @@ use crate::run;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
-pub enum Failure {
+pub(super) enum Failure {
     /// Anything that the message explains.
     Failed(String),
     /// The arguments or the configuration are wrong: the same command fails again until they are changed.
@@ -25,7 +25,7 @@ pub enum Failure {
 impl Failure {
     /// 1 and 2 as everywhere; 3 to 7 what a script that asks a hub should tell apart; from 10 on what a supervisor of
     /// nodes should.
-    pub fn code(&self) -> u8 {
+    pub(super) fn code(&self) -> u8 {
         match self {
             Self::NobodyReads => 0,
             Self::Call(status) => match status.code() {
