@@ -1,6 +1,6 @@
 //! Clients that nobody here wrote, run as programs: mosquitto's, and small scripts over the vendors' packages.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -162,8 +162,9 @@ impl Running {
     }
 }
 
-/// The folder of the workspace.
+/// The folder of the workspace: cargo runs tests in their package's. What was known when this was compiled may be another
+/// checkout's, because checkouts share the folder of what is built.
 pub fn checkout() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = std::env::current_dir().expect("the package is there");
     tests.parent().expect("the package is in the workspace").to_owned()
 }
