@@ -29,7 +29,7 @@ use super::live::LiveHub;
 use super::neighbours::Neighbours;
 use super::node::{NodeActor, NodeMsg, Shared, actor_name, follow_groups};
 pub use super::registry::{DevicePage, DeviceUpdate, TwinChange};
-use super::router::Router;
+use super::router::{Router, error_of, failure_of};
 use super::serve::{self, Entry};
 use super::session::{CLOSING_MAX, close_dropped};
 use super::sessions::Sessions;
@@ -222,19 +222,12 @@ impl Cluster {
         self.found(meta).await
     }
 
+    /// Whoever leads the new meta group gives it its first state: not this node, if it was broken off at this before.
     pub(super) async fn found(&self, meta: Meta) -> Result<Arc<Meta>, Error> {
-        let group = GroupId::Meta;
-        let at = self.shared.config.clock.now();
-        self.shared.groups.initialize(meta, at).await.map_err(|error| match error {
-            crate::raft::Error::NotLeader { .. } => Error::NoLeader { group },
-            crate::raft::Error::Unknown => Error::LeaderLost { group },
-            crate::raft::Error::Timeout => Error::Timeout,
-            crate::raft::Error::Refused(refusal) => Error::RefusedByMeta(refusal),
-            crate::raft::Error::Stopped { problem }
-            | crate::raft::Error::NotChanged { problem }
-            | crate::raft::Error::Interrupted { problem } => stopped(group, problem),
-            crate::raft::Error::Storage(error) => stopped(group, error.to_string()),
-        })
+        let formed = self.shared.groups.form_meta(&meta.members).await;
+        formed.map_err(|error| error_of(GroupId::Meta, failure_of(error)))?;
+        let first = self.propose_meta(MetaChange::Initialize(Box::new(meta))).await?;
+        Ok(Arc::new(first))
     }
 
     /// `expected_version`: of the meta state that part of the policy was taken from, if it was.
@@ -266,21 +259,27 @@ impl Cluster {
             // A level never falls: what this node may have seen late, it refuses for a moment longer.
             meta.allows(feature).map_err(MetaRefusal::Level)?;
         }
+        self.propose_meta(change).await.map(drop)
+    }
+
+    /// Answers with the state that the change has led to.
+    async fn propose_meta(&self, change: MetaChange) -> Result<Meta, Error> {
         let entry = MetaEntry { at: self.shared.config.clock.now(), change };
         let request = Request::Change(encode_meta_change(&entry));
         let Request::Change(entry) = &request else { return Err(Error::Timeout) };
         let here = || self.shared.change_meta_here(entry.clone());
         let deadline = self.deadline();
         let answer = self.shared.router.ask(GroupId::Meta, &request, deadline, here).await?;
-        if let Answer::Meta(changed) = answer {
-            let mut meta = self.shared.groups.meta();
-            let is_applied = |meta: &Option<Arc<Meta>>| {
-                meta.as_ref().is_some_and(|meta| meta.version >= changed.version)
-            };
-            // It is committed: if this node takes longer than the deadline, it lags, and that is all.
-            timeout_at(deadline, meta.wait_for(is_applied)).await.ok();
-        }
-        Ok(())
+        let Answer::Meta(changed) = answer else {
+            return Err(Error::LeaderLost { group: GroupId::Meta });
+        };
+        let mut meta = self.shared.groups.meta();
+        let is_applied = |meta: &Option<Arc<Meta>>| {
+            meta.as_ref().is_some_and(|meta| meta.version >= changed.version)
+        };
+        // It is committed: if this node takes longer than the deadline, it lags, and that is all.
+        timeout_at(deadline, meta.wait_for(is_applied)).await.ok();
+        Ok(*changed)
     }
 
     pub async fn status(&self) -> Result<ClusterStatus, Error> {

@@ -58,13 +58,17 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 async fn start(count: u32, configure: impl Fn(&mut Config)) -> Vec<Node> {
+    start_behind(gates(count).await, configure).await
+}
+
+async fn gates(count: u32) -> BTreeMap<NodeId, (String, Gate)> {
     let mut gates = BTreeMap::new();
     for number in 1..=count {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         gates.insert(NodeId::new(number, 0), (address, Gate::new(listener)));
     }
-    start_behind(gates, configure).await
+    gates
 }
 
 /// The same without sockets: time may be paused.
@@ -82,6 +86,16 @@ async fn start_behind(
     gates: BTreeMap<NodeId, (String, Gate)>,
     configure: impl Fn(&mut Config),
 ) -> Vec<Node> {
+    let (nodes, members) = start_apart(gates, configure).await;
+    initialize(&nodes, members).await;
+    nodes
+}
+
+/// Nodes that no cluster was made of yet.
+async fn start_apart(
+    gates: BTreeMap<NodeId, (String, Gate)>,
+    configure: impl Fn(&mut Config),
+) -> (Vec<Node>, BTreeMap<NodeId, Member>) {
     let members: BTreeMap<_, _> =
         gates.iter().map(|(node, (address, _))| (*node, address.clone())).collect();
     let mut nodes = Vec::new();
@@ -93,8 +107,9 @@ async fn start_behind(
         configure(&mut config);
         nodes.push(run(config, disk, gate, members.clone()).await);
     }
-    initialize(&nodes, members).await;
-    nodes
+    let member =
+        |peer_address| Member { peer_address, admin_address: String::new(), zone: String::new() };
+    (nodes, members.into_iter().map(|(node, address)| (node, member(address))).collect())
 }
 
 async fn run(
@@ -121,10 +136,8 @@ async fn restart(former: Node) -> Node {
     run(cluster.shared.config.clone(), disk, Gate::new(listener), BTreeMap::new()).await
 }
 
-async fn initialize(nodes: &[Node], members: BTreeMap<NodeId, String>) {
-    let member =
-        |peer_address| Member { peer_address, admin_address: String::new(), zone: String::new() };
-    let members = members.into_iter().map(|(node, address)| (node, member(address))).collect();
+async fn initialize(nodes: &[Node], members: BTreeMap<NodeId, Member>) {
+    let members = members.into_iter().collect();
     let initialization = Initialization { members, shard_count: SHARDS, replication_factor: 3 };
     nodes[0].cluster.initialize(initialization).await.expect("a new cluster");
     until("every node is ready", async || nodes.iter().all(|node| node.cluster.ready().is_ok()))

@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use drover_core::ids::{GroupId, LogTime, NodeId, ReplicaId, ShardCount, ShardId};
+use drover_core::ids::{GroupId, NodeId, ReplicaId, ShardCount, ShardId};
 use drover_core::level::{self, LevelRefusal};
-use drover_core::meta::{Meta, MetaChange, MetaEntry};
+use drover_core::meta::{Member, Meta};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{oneshot, watch};
@@ -26,15 +26,14 @@ use super::state_machine::StateMachine;
 use super::syncs::Syncs;
 use super::transport::Transport;
 use super::types::PeerNode;
-use super::{Error, Response, balance, bootstrap, election, incarnation, lag, load, reach};
+use super::{Error, Leadership, balance, bootstrap, election, incarnation, lag, load, reach};
 use crate::metrics;
 use crate::storage::{self, Storage};
-use crate::wire::record;
 
 /// The meta group has at most this many voters: five survive two failures, and more only make each write slower.
 const META_VOTERS_MAX: usize = 5;
 /// How long a new cluster may take to elect its first leader.
-const INITIALIZE_TIMEOUT: Duration = Duration::from_secs(30);
+const FORM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Entries of one append. An entry is a batch already, so that this many are some megabytes.
 const APPEND_ENTRIES_MAX: u64 = 64;
 /// Appends, votes and proposals that wait for one group.
@@ -159,34 +158,28 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Makes this node the first voter of a new meta group together with the other members, and commits `meta`. `at` is
-    /// the proposer's time: no clock is read here.
-    pub async fn initialize(&self, meta: Meta, at: LogTime) -> Result<Arc<Meta>, Error> {
+    /// Makes a meta group of this node and others of these, if there is none, and waits until somebody leads it: another node, if
+    /// this one was broken off before. Who does not vote follows when the group has a state.
+    pub async fn form_meta(&self, members: &BTreeMap<NodeId, Member>) -> Result<(), Error> {
         let group = self.get(GroupId::Meta).ok_or_else(|| self.stopped(GroupId::Meta))?;
-        let address = |node: &NodeId| PeerNode { address: meta.members[node].peer_address.clone() };
-        let (voters, learners) = divide(self.inner.config.node, meta.members.keys());
-        let voter = |node: &NodeId| (ReplicaId::first(*node), address(node));
-        let voters: BTreeMap<_, _> = voters.iter().map(voter).collect();
+        let this = self.inner.config.node;
+        let voter = |node: NodeId| {
+            let address = members.get(&node)?.peer_address.clone();
+            Some((ReplicaId::first(node), PeerNode { address }))
+        };
+        let voters: BTreeMap<_, _> =
+            meta_voters(this, members.keys()).into_iter().filter_map(voter).collect();
         match group.raft().initialize(voters).await {
             // Repeating it goes on where the first attempt stopped.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(Error::Stopped { problem: error.to_string() }),
         }
         let mut leadership = group.leadership();
-        let elected = leadership.wait_for(|now| now.serving);
-        if !matches!(tokio::time::timeout(INITIALIZE_TIMEOUT, elected).await, Ok(Ok(_))) {
-            return Err(Error::NotLeader { leader: leadership.borrow().leader });
-        }
-        for node in learners {
-            let added =
-                group.raft().add_learner(ReplicaId::first(node), address(&node), false).await;
-            added.map_err(|error| Error::Stopped { problem: error.to_string() })?;
-        }
-        let change = MetaChange::Initialize(Box::new(meta));
-        let entry = record::meta_entry_to_bytes(&MetaEntry { at, change });
-        match group.propose(entry).await? {
-            Response::Meta(answer) => answer.map(|meta| Arc::new(*meta)).map_err(Error::Refused),
-            Response::None | Response::Shard { .. } => Err(Error::Unknown),
+        let leads = |now: &Leadership| now.serving || now.leader.is_some_and(|node| node != this);
+        let elected = leadership.wait_for(leads);
+        match tokio::time::timeout(FORM_TIMEOUT, elected).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::NotLeader { leader: None }),
         }
     }
 
@@ -326,7 +319,7 @@ impl Groups {
         let peers = &self.inner.peers;
         peers.set_cluster_id(&meta.cluster_id);
         peers.set_active_level(meta.levels.active);
-        let address = |member: &drover_core::meta::Member| member.peer_address.clone();
+        let address = |member: &Member| member.peer_address.clone();
         peers.set_members(
             meta.members.iter().map(|(node, member)| (*node, address(member))).collect(),
         );
@@ -505,14 +498,9 @@ pub(super) fn founders(meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerN
 }
 
 /// Who votes in the meta group, this node among them, and who only follows it.
-fn divide<'a>(
-    this: NodeId,
-    members: impl Iterator<Item = &'a NodeId>,
-) -> (Vec<NodeId>, Vec<NodeId>) {
-    let mut nodes: Vec<NodeId> = members.copied().filter(|node| *node != this).collect();
-    nodes.insert(0, this);
-    let learners = nodes.split_off(nodes.len().min(META_VOTERS_MAX));
-    (nodes, learners)
+fn meta_voters<'a>(this: NodeId, members: impl Iterator<Item = &'a NodeId>) -> Vec<NodeId> {
+    let others = members.copied().filter(|node| *node != this);
+    std::iter::once(this).chain(others).take(META_VOTERS_MAX).collect()
 }
 
 fn raft_config(group: GroupId, timing: Timing, log_entries_kept: u64) -> Result<Config, Error> {
@@ -551,12 +539,10 @@ mod tests {
     #[test]
     fn the_meta_group_has_five_voters_at_the_most_and_its_founder_is_one() {
         let nodes: Vec<_> = (1..=7).map(|number| NodeId::new(number, 0)).collect();
-        let (voters, learners) = divide(nodes[6], nodes.iter());
+        let voters = meta_voters(nodes[6], nodes.iter());
         assert_eq!(voters.len(), 5);
         assert!(voters.contains(&nodes[6]));
-        assert_eq!(learners, nodes[4..6]);
-        let (voters, learners) = divide(nodes[0], nodes[..3].iter());
-        assert_eq!((voters.len(), learners.len()), (3, 0));
+        assert_eq!(meta_voters(nodes[0], nodes[..3].iter()), nodes[..3]);
     }
 
     #[test]

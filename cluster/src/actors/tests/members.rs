@@ -1,9 +1,10 @@
 //! Nodes that come and go while a device publishes: nothing that was acknowledged is lost, whatever moves.
 
-use drover_core::ids::ReplicaId;
+use drover_core::ids::{GroupId, ReplicaId};
 use drover_core::membership::{Joining, MembershipRefusal};
 
 use super::*;
+use crate::actors::mover::led;
 
 /// Starts a node that knows nobody yet, and lets it join by a token.
 async fn join(nodes: &mut Vec<Node>, number: u32) -> NodeId {
@@ -116,6 +117,28 @@ async fn read_one(node: &Node, shard: ShardId, offset: Offset) -> Option<Message
     })
     .await;
     page?.messages.into_iter().next().map(|stored| stored.message)
+}
+
+#[tokio::test]
+async fn what_was_begun_and_is_led_by_another_node_becomes_a_cluster_all_the_same() {
+    let (nodes, members) = start_apart(gates(3).await, |_| {}).await;
+    let (first, second) = (&nodes[0].cluster, NodeId::new(2, 0));
+    // As far as a node comes that is killed before it has proposed anything.
+    first.shared.groups.form_meta(&members).await.expect("a leader");
+    until("this node serves", async || led(first, GroupId::Meta).is_some()).await;
+    let group = led(first, GroupId::Meta).expect("it serves");
+    group.transfer_leader(second).await.expect("the other one leads");
+
+    initialize(&nodes, members).await;
+    assert!(nodes.iter().all(|node| node.cluster.meta() == first.meta()));
+}
+
+#[tokio::test]
+async fn who_has_no_vote_of_the_meta_group_follows_it_from_the_beginning() {
+    let nodes = start(6, |_| {}).await;
+    let group = led(&nodes[0].cluster, GroupId::Meta).expect("its founder leads it");
+    let replicas = group.replicas();
+    assert_eq!((replicas.voters.len(), replicas.learners.len()), (5, 1));
 }
 
 #[tokio::test]
@@ -255,7 +278,7 @@ async fn a_replica_that_failed_is_rebuilt_from_the_others_under_a_new_id() {
     let publishing = Publishing::start(cluster).await;
     let meta = cluster.meta().expect("a cluster");
     let shard = ShardId::new(0, meta.shard_count).expect("the first");
-    let group = drover_core::ids::GroupId::Shard(shard);
+    let group = GroupId::Shard(shard);
     let follower = |node: &&Node| {
         let group = node.cluster.shared.groups.get(group).expect("it runs everywhere");
         !group.leadership().borrow().serving

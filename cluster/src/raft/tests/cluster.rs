@@ -9,7 +9,7 @@ use bytes::Bytes;
 use drover_core::ids::{GroupId, LogTime, NodeId, ShardCount, ShardId};
 use drover_core::level::Levels;
 use drover_core::membership::Membership;
-use drover_core::meta::{Member, Meta};
+use drover_core::meta::{Member, Meta, MetaChange, MetaEntry};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ use crate::raft::network::{PeerNetwork, PlainNetwork};
 use crate::raft::peers::{IncomingQueue, Peers, PeersConfig};
 use crate::raft::tls::{TlsIdentity, TlsNetwork, certificate_name};
 use crate::storage::simulated::{Behaviour, SimulatedDisk};
+use crate::wire::record;
 
 /// The longest that a test waits for anything. Generous: the machine may be loaded.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,9 +114,12 @@ impl Cluster {
         }
         let meta = cluster.meta(shards);
         let first = &cluster.nodes[&node_id(1)];
-        first
-            .run(first.groups.initialize(meta, LogTime::new(1)))
-            .expect("the cluster is initialized once");
+        first.run(first.groups.form_meta(&meta.members)).expect("a group is formed once");
+        let change = MetaChange::Initialize(Box::new(meta));
+        let entry = record::meta_entry_to_bytes(&MetaEntry { at: LogTime::new(1), change });
+        let leader = cluster.leader_of(GroupId::Meta);
+        let group = leader.groups.get(GroupId::Meta).expect("it leads the group");
+        leader.run(group.propose(entry)).expect("the first state");
         for number in 0..shards {
             cluster.leader_of(shard(number));
         }
