@@ -264,9 +264,9 @@ impl Cluster {
 
     /// Answers with the state that the change has led to.
     async fn propose_meta(&self, change: MetaChange) -> Result<Meta, Error> {
-        let entry = MetaEntry { at: self.shared.config.clock.now(), change };
-        let request = Request::Change(encode_meta_change(&entry));
-        let Request::Change(entry) = &request else { return Err(Error::Timeout) };
+        let at = self.shared.config.clock.now();
+        let entry = encode_meta_change(&MetaEntry { at, change });
+        let request = Request::Change(entry.clone());
         let here = || self.shared.change_meta_here(entry.clone());
         let deadline = self.deadline();
         let answer = self.shared.router.ask(GroupId::Meta, &request, deadline, here).await?;

@@ -73,13 +73,17 @@ async fn gates(count: u32) -> BTreeMap<NodeId, (String, Gate)> {
 
 /// The same without sockets: time may be paused.
 async fn start_in_memory(count: u32) -> Vec<Node> {
+    start_in_memory_with(count, |_| {}).await
+}
+
+async fn start_in_memory_with(count: u32, configure: impl Fn(&mut Config)) -> Vec<Node> {
     let pipes = Pipes::default();
     let gate = |number: u32| {
         let address = format!("node-{number}");
         let gate = Gate::before(pipes.listen(&address));
         (NodeId::new(number, 0), (address, gate))
     };
-    start_behind((1..=count).map(gate).collect(), |_| {}).await
+    start_behind((1..=count).map(gate).collect(), configure).await
 }
 
 async fn start_behind(

@@ -216,3 +216,72 @@ fn interrupted(status: Status) -> Error {
 fn failed(problem: impl ToString) -> Error {
     Error::Interrupted { problem: problem.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use drover_core::ids::ShardCount;
+    use futures::TryStreamExt;
+
+    use super::super::types::{PeerNode, log_id};
+    use super::*;
+
+    fn group() -> GroupId {
+        let count = ShardCount::new(16).expect("a legal count");
+        GroupId::Shard(ShardId::new(4, count).expect("a shard of 16"))
+    }
+
+    fn device() -> Chunk {
+        let key = [&group().number().to_be_bytes()[..], b"pump"].concat();
+        Chunk { table: Table::Device, records: vec![(key.into(), Bytes::from_static(b"twin"))] }
+    }
+
+    /// What arrives of a copy with one device, of whose parts something happened on the way.
+    async fn arrives(befall: impl FnOnce(&mut Vec<SnapshotPart>)) -> Result<Vec<Chunk>, Error> {
+        let sent = stream::iter([Ok(device())]);
+        let pace = Arc::new(SnapshotPace::new(None));
+        let parts = transport::parts(SnapshotHeader::default(), sent, Failure::default(), pace);
+        let mut parts = parts.collect().await;
+        befall(&mut parts);
+        let mut parts = stream::iter(parts).map(Ok).boxed();
+        receive::header(&mut parts).await.map_err(interrupted)?;
+        chunks(group(), parts).try_collect().await
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_changed_on_its_way_or_broke_off_is_not_taken_for_one() {
+        let whole = arrives(|_| {}).await.expect("a copy");
+        assert_eq!(whole.len(), 1);
+        assert_eq!(whole[0].records, device().records);
+        let change = |parts: &mut Vec<SnapshotPart>| {
+            let Some(Part::Chunk(chunk)) = &mut parts[1].part else { panic!("{parts:?}") };
+            chunk.values[0] = Bytes::from_static(b"twig");
+        };
+        arrives(change).await.expect_err("it was changed");
+        arrives(|parts| drop(parts.remove(1))).await.expect_err("a part is missing");
+        arrives(|parts| drop(parts.pop())).await.expect_err("it has no end");
+    }
+
+    #[test]
+    fn a_copied_shard_has_the_voters_of_its_new_cluster_and_none_of_the_old() {
+        let voters = |numbers: [u32; 3]| {
+            let replica = |number| (ReplicaId::first(NodeId::new(number, 0)), PeerNode::default());
+            let nodes: BTreeMap<_, _> = numbers.into_iter().map(replica).collect();
+            Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("a membership")
+        };
+        let (last, new) = (log_id(3, 9), voters([4, 5, 6]));
+        let membership = StoredMembership::new(Some(log_id(1, 2)), voters([1, 2, 3]));
+        let old = Position { last: Some(last), membership };
+        let records = vec![(keys::applied(group()).into(), old.encode())];
+        let mut first = Chunk { table: Table::Group, records };
+
+        let founding = take_over(group(), &mut first, new.clone()).expect("it says how far it is");
+        let written = Position::find(group(), &first.records).expect("a position");
+        assert_eq!((written.last, founding.last_log_id), (Some(last), Some(last)));
+        assert_eq!(written.membership.membership(), &new);
+        assert_eq!(founding.last_membership, written.membership);
+        take_over(group(), &mut device(), new).expect_err("it does not begin with how far it is");
+    }
+}

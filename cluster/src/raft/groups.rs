@@ -497,7 +497,7 @@ pub(super) fn founders(meta: &Meta, shard: ShardId) -> BTreeMap<ReplicaId, PeerN
     placed.map(founder).collect()
 }
 
-/// Who votes in the meta group, this node among them, and who only follows it.
+/// Who votes in a new meta group, this node among them.
 fn meta_voters<'a>(this: NodeId, members: impl Iterator<Item = &'a NodeId>) -> Vec<NodeId> {
     let others = members.copied().filter(|node| *node != this);
     std::iter::once(this).chain(others).take(META_VOTERS_MAX).collect()

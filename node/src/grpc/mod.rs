@@ -1,8 +1,8 @@
 //! The gRPC API `drover.admin.v1`: services, limits, deadlines, reflection, health.
 //!
-//! A call passes [`listener`] (TLS), [`calls`] (a stop waits for it), [`auth`] (may this caller call this method?), then one method of a service, which
-//! parses ([`convert`]), calls the [`Cluster`] and answers ([`status`]). Deadlines: `grpc-timeout` is obeyed, and calls
-//! without one end after [`Limits::request_timeout`]; a stream may go on for as long as its caller's right.
+//! A call passes [`listener`] (TLS), [`calls`] (a stop waits for it), [`auth`] (may this caller call this method?), then one
+//! method of a service, which parses ([`convert`]), calls the [`Cluster`] and answers ([`status`]). Deadlines: `grpc-timeout` is
+//! obeyed, and calls without one end after [`Limits::request_timeout`]; a stream may go on for as long as its caller's right.
 
 mod auth;
 mod authorities;

@@ -6,7 +6,8 @@ use drover_core::ids::{DeviceId, GroupId, NodeId, Offset};
 use tokio::time::Instant;
 
 use super::{
-    Node, PAGE, create, id, led_elsewhere, message, open, shard, start, start_in_memory, until,
+    Node, PAGE, create, id, led_elsewhere, message, open, shard, start, start_in_memory,
+    start_in_memory_with, until,
 };
 use crate::actors::error::Error;
 use crate::actors::router::Target;
@@ -90,7 +91,8 @@ async fn a_node_without_a_replica_gives_up_a_leader_that_says_nothing_and_finds_
 
 #[tokio::test(start_paused = true)]
 async fn nodes_that_have_nothing_to_ask_each_other_do_not_take_each_other_for_silent() {
-    let nodes = start_in_memory(5).await;
+    // What they tell each other of themselves comes too seldom then to be a sign of life.
+    let nodes = start_in_memory_with(5, |config| config.limits.gone_after = SILENCE_MAX * 50).await;
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.cluster.shared.config.node).collect();
     let quiet = SILENCE_MAX * 5;
     let begin = Instant::now();

@@ -119,6 +119,8 @@ fn a_leader_without_a_quorum_neither_writes_nor_reads() {
     let alone = &cluster.nodes[&leader];
     let group = alone.group(shard(0));
     alone.run(group.read_barrier()).expect_err("nobody confirms that it leads");
+    let copied = alone.run(alone.groups.copy(leader, shard(0))).map(|copy| copy.index);
+    copied.expect_err("a copy must have what others may have committed");
     until("it notices that it has no quorum", || {
         let proposed = alone.run(async {
             let write = group.propose(Bytes::new());
